@@ -1,0 +1,276 @@
+"""What the service and the workers say to each other. Pydantic and mae_core.config only, so that both sides can load it.
+
+Service → worker: one `WorkOrder` at launch, then a `ReportAnswer` to every report. Worker → service: `Report`s, each with some
+points of the metric series, some events and the newest progress, sent in order and known by (attempt, incarnation, sequence), so that
+a repeat changes nothing. Whatever has no manifest in object storage does not exist.
+"""
+
+import hashlib
+import hmac
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+
+from mae_core.config import ModelConfig, NormalizeConfig, RunSpec, Strict
+
+CONTRACT_VERSION = 1
+MANIFEST = "manifest.json"
+ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
+MAX_POINTS = 1000  # steps in one report
+MAX_EVENTS = 100  # events in one report
+
+
+class JobStatus(StrEnum):
+    """Where a job is. A terminal status never changes."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINALIZING = "finalizing"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
+
+
+class DesiredState(StrEnum):
+    """What the user wants of a job; a column apart from its status."""
+
+    RUN = "run"
+    CANCEL = "cancel"
+
+
+class Reason(StrEnum):
+    """Why a job waits, recovers or ended."""
+
+    # it waits
+    WAITING_FOR_RESOURCES = "waiting_for_resources"
+    RAY_UNREACHABLE = "ray_unreachable"
+    STORAGE_UNREACHABLE = "storage_unreachable"
+    # infrastructure: the run goes on from its training state
+    WORKER_DIED = "worker_died"
+    DRIVER_DIED = "driver_died"
+    RAY_JOB_LOST = "ray_job_lost"
+    RUN_NOT_COMMITTED = "run_not_committed"
+    # the user's to mend: a retry cannot help
+    DATA_ERROR = "data_error"
+    ENCODER_ERROR = "encoder_error"
+    SPEC_ERROR = "spec_error"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    CONTRACT_MISMATCH = "contract_mismatch"
+    INTERNAL_ERROR = "internal_error"
+    STALE_ATTEMPT = "stale_attempt"
+    RETRIES_EXHAUSTED = "retries_exhausted"
+    # it ended as wanted
+    CANCELLED_BY_USER = "cancelled_by_user"
+
+
+class ReasonRule(NamedTuple):
+    """What follows from a reason: the final status it leads to (None: the job goes on), whether a new attempt may help, and what to tell the user."""
+
+    final_status: JobStatus | None
+    retryable: bool
+    message: str
+
+
+REASON_RULES: dict[Reason, ReasonRule] = {
+    Reason.WAITING_FOR_RESOURCES: ReasonRule(None, True, "The cluster has too few free devices now; the job starts when they are free."),
+    Reason.RAY_UNREACHABLE: ReasonRule(None, True, "The Ray cluster does not answer; the job waits for it. Check that the head is up and its token is right."),
+    Reason.STORAGE_UNREACHABLE: ReasonRule(None, True, "Object storage does not answer; the job waits for it. Check its endpoint and credentials."),
+    Reason.WORKER_DIED: ReasonRule(JobStatus.FAILED, True, "A worker process died; the run goes on from its last training state."),
+    Reason.DRIVER_DIED: ReasonRule(JobStatus.FAILED, True, "The driver process died; the run goes on from its last training state."),
+    Reason.RAY_JOB_LOST: ReasonRule(JobStatus.FAILED, True, "Ray no longer knows the job (its head restarted); the run goes on from its last training state."),
+    Reason.RUN_NOT_COMMITTED: ReasonRule(JobStatus.FAILED, True, "The run ended without a committed result; it goes on from its last training state."),
+    Reason.DATA_ERROR: ReasonRule(JobStatus.FAILED, False, "The data cannot be used; see the detail, mend it and submit again."),
+    Reason.ENCODER_ERROR: ReasonRule(JobStatus.FAILED, False, "The encoder cannot be used; see the detail and name another."),
+    Reason.SPEC_ERROR: ReasonRule(JobStatus.FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
+    Reason.DIVERGED: ReasonRule(JobStatus.FAILED, False, "The loss is not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
+    Reason.OUT_OF_MEMORY: ReasonRule(JobStatus.FAILED, False, "Out of memory; lower optim.batch_size, raise optim.accumulation or use more workers."),
+    Reason.CONTRACT_MISMATCH: ReasonRule(JobStatus.FAILED, False, "Service and workers run different versions; install the same one on all hosts."),
+    Reason.INTERNAL_ERROR: ReasonRule(JobStatus.FAILED, False, "An error in MAEstro itself; see the job's logs, and report it with them."),
+    Reason.STALE_ATTEMPT: ReasonRule(JobStatus.FAILED, True, "A newer attempt had taken over the job."),
+    Reason.RETRIES_EXHAUSTED: ReasonRule(JobStatus.FAILED, False, "The run died more often than retry.max_failures allows; see the detail for the last cause."),
+    Reason.CANCELLED_BY_USER: ReasonRule(JobStatus.CANCELLED, False, "Cancelled on request."),
+}
+
+
+class EventType(StrEnum):
+    """Facts about a job, in the past tense. The first group is the service's, the second the workers'."""
+
+    JOB_QUEUED = "job_queued"
+    STATUS_CHANGED = "status_changed"
+    REASON_CHANGED = "reason_changed"
+    CANCEL_REQUESTED = "cancel_requested"
+    ATTEMPT_CREATED = "attempt_created"
+    ATTEMPT_ENDED = "attempt_ended"
+
+    WORKERS_STARTED = "workers_started"
+    IMAGES_SKIPPED = "images_skipped"
+    TRAINING_STATE_COMMITTED = "training_state_committed"
+    UPLOAD_DELAYED = "upload_delayed"
+    EVALUATED = "evaluated"
+    TRAINING_ENDED = "training_ended"
+    RECONSTRUCTIONS_WRITTEN = "reconstructions_written"
+    RESULT_COMMITTED = "result_committed"
+    RUN_STOPPED = "run_stopped"
+    RUN_FAILED = "run_failed"
+
+
+WORKER_EVENTS = frozenset(
+    {
+        EventType.WORKERS_STARTED,
+        EventType.IMAGES_SKIPPED,
+        EventType.TRAINING_STATE_COMMITTED,
+        EventType.UPLOAD_DELAYED,
+        EventType.EVALUATED,
+        EventType.TRAINING_ENDED,
+        EventType.RECONSTRUCTIONS_WRITTEN,
+        EventType.RESULT_COMMITTED,
+        EventType.RUN_STOPPED,
+        EventType.RUN_FAILED,
+    }
+)
+
+
+class StorageRef(Strict):
+    """An S3 bucket as workers reach it. Credentials are the worker host's own, never part of an order."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    bucket: str
+
+
+class WorkOrder(Strict):
+    """All that one attempt needs, but for the storage credentials. `token` is the attempt's own and dies with it."""
+
+    contract: int = CONTRACT_VERSION
+    job: str
+    attempt: int = Field(ge=1)
+    spec: RunSpec
+    token: str = Field(repr=False)
+    service_url: str
+    storage: StorageRef
+    prefix: str = Field(description="key prefix of the job in the bucket, ending in /")
+
+
+def submission_id(job: str, attempt: int) -> str:
+    """Ray's id for one attempt; the same call always gives the same id, so a repeated submission is recognised."""
+    return f"{job}-a{attempt}"
+
+
+def attempt_token(secret_key: str, job: str, attempt: int) -> str:
+    """The token of one attempt, derived from the service's key, so that it is stored nowhere."""
+    return hmac.new(secret_key.encode(), f"attempt:{job}:{attempt}".encode(), hashlib.sha256).hexdigest()
+
+
+class Points(Strict):
+    """Some points of the metric series, by column: `series[name][i]` belongs to `steps[i]`. NaN and infinity travel as strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    steps: list[int] = Field(max_length=MAX_POINTS)
+    series: dict[str, list[float | None]] = Field(max_length=64)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        for name, values in self.series.items():
+            if len(values) != len(self.steps):
+                raise ValueError(f"series {name!r} has {len(values)} values for {len(self.steps)} steps")
+        return self
+
+
+class Event(Strict):
+    """One fact a worker tells."""
+
+    type: EventType
+    at: AwareDatetime
+    data: dict[str, Any] = {}
+
+
+class RunProgress(Strict):
+    """How far a run is. `eta_seconds` counts to the last step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    step: int = Field(ge=0)
+    num_steps: int = Field(ge=1)
+    epoch: float = Field(ge=0)
+    images_per_second: float | None = None
+    eta_seconds: float | None = None
+    loss: float | None = None
+
+
+class Report(Strict):
+    """One message from rank 0 (or the driver, when the run failed). `sequence` counts from 0 within an incarnation."""
+
+    contract: int = CONTRACT_VERSION
+    incarnation: int = Field(ge=0, description="one start of the workers inside an attempt: its time in ms, so that later ones are larger")
+    sequence: int = Field(ge=0)
+    points: Points | None = None
+    events: list[Event] = Field(default=[], max_length=MAX_EVENTS)
+    progress: RunProgress | None = None
+
+
+class ReportAnswer(Strict):
+    """The service's answer to a report: the channel by which a cancel reaches the workers."""
+
+    desired_state: DesiredState
+
+
+class FileEntry(Strict):
+    """One file of a committed folder."""
+
+    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TrainingStateManifest(Strict):
+    """Commits one training state. It lies beside the state's files and is written last, with `If-None-Match: *`."""
+
+    contract: int = CONTRACT_VERSION
+    job: str
+    attempt: int
+    incarnation: int
+    step: int
+    files: dict[str, FileEntry]
+    created_at: datetime
+
+
+class EncoderManifest(Strict):
+    """Commits a run's result (a probe's too): what it is, what made it, and the checksum of every file. Written last, with `If-None-Match: *`."""
+
+    contract: int = CONTRACT_VERSION
+    job: str
+    attempt: int
+    kind: Literal["pretrain", "probe", "finetune"]
+    created_at: datetime
+    model: ModelConfig
+    normalize: NormalizeConfig
+    spec: RunSpec
+    metrics: dict[str, float | list[float]]
+    versions: dict[str, str]
+    git_revision: str | None
+    files: dict[str, FileEntry]
+
+
+def result_prefix(prefix: str, kind: str) -> str:
+    """Where a job's committed result lies, below the job's own prefix: its encoder, or a probe's heads and accuracy."""
+    return f"{prefix}probe/" if kind == "probe" else f"{prefix}encoder/"
+
+
+def training_state_prefix(prefix: str) -> str:
+    """Where a job's training states lie, one folder each."""
+    return f"{prefix}training_state/"
+
+
+def reconstructions_prefix(prefix: str) -> str:
+    """Where a job's pictures of reconstructions lie."""
+    return f"{prefix}reconstructions/"
