@@ -74,10 +74,13 @@ class Seaweedfs:
         return s3_client(self.endpoint, access_key=self.access_key, secret_key=self.secret_key)
 
     def start(self, *, timeout_seconds: float = 60) -> None:
+        self.launch()
+        self.child.wait_ready(timeout_seconds=timeout_seconds)
+
+    def launch(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_sockets()
         self.child.start()
-        self.child.wait_ready(timeout_seconds=timeout_seconds)
 
     def stop(self) -> None:
         self.child.stop(grace_seconds=10)
@@ -99,9 +102,13 @@ class Seaweedfs:
             return False
         return True
 
+    @property
+    def ports(self) -> list[int]:
+        return list(self._ports.values())
+
     def _remove_sockets(self) -> None:
         """weed leaves these behind, and `localSocket` does not cover them all."""
-        remove_weed_sockets(self._ports.values())
+        remove_weed_sockets(self.ports)
 
 
 class RayHead:
@@ -137,10 +144,14 @@ class RayHead:
         ]
 
     def start(self, *, timeout_seconds: float = 120) -> None:
+        self.launch()
+        self.child.wait_ready(timeout_seconds=timeout_seconds)
+
+    def launch(self) -> None:
+        self.child.sweep()
         shutil.rmtree(self.temp_dir, ignore_errors=True)  # what a killed cluster leaves there misleads the next one
         self.temp_dir.mkdir(mode=0o700)
         self.child.start()
-        self.child.wait_ready(timeout_seconds=timeout_seconds)
 
     def stop(self) -> None:
         self.child.stop(grace_seconds=5)  # with a run at work Ray would drain for 30 s

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 RUN_VARIABLE = "MAESTRO_RUN"
+PART_VARIABLE = "MAESTRO_PART"
 MAX_LOG_BYTES = 20_000_000
 _CLOCK_TOLERANCE_SECONDS = 1.0
 
@@ -52,7 +53,7 @@ class Child:
     def __init__(self, name: str, command: list[str], *, environment: dict[str, str], log: Path, is_ready: Callable[[], bool]) -> None:
         self.name = name
         self.command = command
-        self.environment = environment
+        self.environment = {**environment, PART_VARIABLE: name}
         self.log = log
         self.is_ready = is_ready
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,17 +96,19 @@ class Child:
             time.sleep(0.1)
 
     def stop(self, *, grace_seconds: float = 10) -> None:
-        """SIGTERM to the process, then SIGKILL to it and all of its descendants."""
+        """SIGTERM to the process, then SIGKILL to all that is left of it and its descendants."""
         if self._process is None:
             return
-        family = descendants(self._process.pid)
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             self._process.terminate()
             self._process.wait(grace_seconds)
-        kill([*family, *descendants(self._process.pid)])
-        if self._process.poll() is None:
-            self._process.kill()
+        self.sweep()
+        self._process.kill()
         self._process.wait()
+
+    def sweep(self) -> int:
+        """SIGKILL to the process and its descendants."""
+        return sweep(self.environment[RUN_VARIABLE], part=self.name)
 
     def kill(self) -> None:
         """SIGKILL to the process alone, as a crash would do."""
@@ -119,13 +122,6 @@ class Child:
         return "(no log)"
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-
-
 def kill(processes: Iterable[psutil.Process], *, timeout_seconds: float = 10) -> None:
     doomed = list(processes)
     for process in doomed:
@@ -134,21 +130,23 @@ def kill(processes: Iterable[psutil.Process], *, timeout_seconds: float = 10) ->
     psutil.wait_procs(doomed, timeout=timeout_seconds)
 
 
-def processes_of_run(run: str) -> list[psutil.Process]:
-    """All processes that carry this run's mark, whatever became of their parents."""
+def processes_of_run(run: str, *, part: str | None = None) -> list[psutil.Process]:
+    """All processes that carry the mark of this run (and part), whatever became of their parents."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(RUN_VARIABLE) == run:
+            environment = process.environ()
+            marked = environment.get(RUN_VARIABLE) == run and part in (None, environment.get(PART_VARIABLE))
+            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def sweep(run: str) -> int:
-    """Stop whatever is left of a run. Answers how many processes that were."""
+def sweep(run: str, *, part: str | None = None) -> int:
+    """SIGKILL to whatever is left of a run, or of one part of it. Answers how many processes that were."""
     num_killed = 0
     for _ in range(5):
-        left = processes_of_run(run)
+        left = processes_of_run(run, part=part)
         if not left:
             break
         num_killed += len(left)
