@@ -1,0 +1,237 @@
+"""The command line `maestro`.
+
+Exit codes: 0 done; 1 it could not be done, or the watched job did not succeed; 2 wrong usage; 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from service import watch as terminal
+from service.client import Json, MaestroClient, MaestroError
+from service.demo import run_demo
+from service.home import Home, HomeError, default_home
+from service.processes import StartError
+from service.spec_file import SpecFileError, load_spec
+from service.up import Installation, run_until_stopped, start_detached, stop_detached
+from workers.contract import JobStatus
+
+_KNOWN_ERRORS = (MaestroError, SpecFileError, HomeError, StartError)
+
+
+class _ErrorsInOneLine(TyperGroup):
+    """Says what is wrong and what to do, without a traceback, and exits 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _KNOWN_ERRORS as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_ErrorsInOneLine,
+    help="MAEstro: train masked autoencoders as jobs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HomeOption = Annotated[Path | None, typer.Option("--home", help="State folder; else $MAESTRO_HOME, else ~/.maestro.")]
+
+
+def main() -> None:
+    app()
+
+
+def connect(home: Home | None = None) -> MaestroClient:
+    """The service of MAESTRO_URL and MAESTRO_TOKEN; else the one of this machine."""
+    url, token = os.environ.get("MAESTRO_URL"), os.environ.get("MAESTRO_TOKEN")
+    if url and token:
+        return MaestroClient(url, token)
+    if url or token:
+        raise HomeError(f"{'MAESTRO_TOKEN' if url else 'MAESTRO_URL'} is not set: set both, or neither to use the service of this machine")
+    file = (home or default_home()).client_file
+    try:
+        content = json.loads(file.read_bytes())
+        return MaestroClient(content["url"], content["token"])
+    except FileNotFoundError as error:
+        raise HomeError(
+            f"no service known: start one with `maestro up`, or set MAESTRO_URL and MAESTRO_TOKEN ({file} is not there)"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise HomeError(f"{file} is damaged; `maestro up` writes it anew") from error
+
+
+@app.command()
+def up(
+    home: HomeOption = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API; else 8470, or any free one.", min=1, max=65535)] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it running; `maestro down` stops it.")] = False,
+) -> None:
+    """Start everything on this machine: object store, Ray, API and dispatcher."""
+    place = Home(home) if home is not None else default_home()
+    if detach:
+        run = start_detached(place, port=port)
+        _tell_where(place, url=run.url, s3_endpoint=run.s3_endpoint, ray_url=run.ray_url)
+        typer.echo("stop it with `maestro down`" + (f" --home {place.path}" if home else ""))
+        return
+
+    def tell(installation: Installation) -> None:
+        _tell_where(place, url=installation.url, s3_endpoint=installation.storage.endpoint, ray_url=installation.cluster.url)
+        typer.echo("Ctrl-C stops it")
+
+    typer.echo("starting the object store, Ray, the API and the dispatcher …")
+    run_until_stopped(place, port=port, say=typer.echo, on_ready=tell)
+    typer.echo("stopped")
+
+
+def _tell_where(home: Home, *, url: str, s3_endpoint: str, ray_url: str) -> None:
+    typer.echo(f"API        {url}")
+    typer.echo(f"token      in {home.client_file}")
+    typer.echo(f"S3         {s3_endpoint} (keys in {home.path / 'secrets.json'})")
+    typer.echo(f"Ray        {ray_url} (its token too)")
+    typer.echo(f"logs       {home.path / 'logs'}")
+
+
+@app.command()
+def down(home: HomeOption = None) -> None:
+    """Stop what `maestro up` started."""
+    typer.echo(stop_detached(Home(home) if home is not None else default_home()))
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="A spec in YAML. Relative paths in it start from the current folder.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show the job until it has ended.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit a job."""
+    content = load_spec(spec, folder=Path.cwd())
+    with connect() as client:
+        job = client.submit(content)
+        if as_json:
+            _print_json(job)
+        else:
+            typer.echo(f"job {job['id']} ({job['name']}) {job['status']}")
+        if watch:
+            _watch(client, job, console=Console(stderr=as_json))
+
+
+@app.command()
+def jobs(
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only pretrain, probe or finetune.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect() as client:
+        found = list(client.jobs(status=status, kind=kind, limit=limit))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("id", "name", "kind", "status", "progress", "created", box=None)
+    for job in found:
+        status_text = f"{job['status']} ({job['reason']})" if job.get("reason") else job["status"]
+        progress = terminal.progress_figures(job["progress"]) if job.get("progress") else ""
+        table.add_row(*(Text(cell) for cell in (job["id"], job["name"], job["kind"], status_text, progress, job["created_at"][:19])))
+    Console(soft_wrap=True).print(table if found else "no jobs")
+
+
+@app.command()
+def show(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Show one job."""
+    with connect() as client:
+        view = client.job(job)
+    if as_json:
+        _print_json(view)
+        return
+    for name, value in view.items():
+        if value not in (None, {}, []):
+            typer.echo(f"{name:<15} {json.dumps(value) if isinstance(value, dict | list) else value}")
+
+
+@app.command()
+def watch(job: JobArgument) -> None:
+    """Show a job's progress until it has ended. Exits 1 when it did not succeed."""
+    with connect() as client:
+        _watch(client, client.job(job), console=Console())
+
+
+def _watch(client: MaestroClient, job: Json, *, console: Console) -> None:
+    [ended] = terminal.watch(client, [job], console=console)
+    line = terminal.outcome_line(ended)
+    if ended["status"] != JobStatus.SUCCEEDED:
+        typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(1)
+    typer.echo(line, err=console.stderr)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    attempt: Annotated[int | None, typer.Option(help="Of this attempt; else of the newest.", min=1)] = None,
+) -> None:
+    """Print a job's log."""
+    with connect() as client:
+        printed = ""
+        while True:
+            ended = JobStatus(client.job(job)["status"]).is_terminal
+            text = client.logs(job, attempt=attempt)
+            sys.stdout.write(text[len(printed) :] if text.startswith(printed) else text)  # another attempt begins anew
+            sys.stdout.flush()
+            printed = text
+            if ended or not follow:
+                return
+            time.sleep(1.0)
+
+
+@app.command()
+def cancel(job: JobArgument) -> None:
+    """Cancel a job."""
+    with connect() as client:
+        view = client.cancel(job)
+    typer.echo(f"job {job} {view['status']}" + ("" if view["status"] == JobStatus.CANCELLED else ", will be cancelled"))
+
+
+@app.command()
+def fetch(
+    job: JobArgument,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for the files; else one named like the job.")] = None,
+) -> None:
+    """Download a job's result and check it."""
+    with connect() as client:
+        manifest, folder = client.download_result(job, (to or Path(job)).absolute())
+    typer.echo(f"{len(manifest.files)} file(s) with the right sha256 in {folder}")
+    if manifest.kind != "probe":
+        typer.echo(f'load it with: timm.create_model("local-dir:{folder}", pretrained=True)')
+
+
+@app.command()
+def demo(home: HomeOption = None) -> None:
+    """Pretrain on the handwritten digits, and probe the encoder against a random one. Starts and stops all it needs."""
+    raise typer.Exit(run_demo(Home(home or Path(".maestro/demo"))))
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""`MaestroClient`: the HTTP interface from a user's program. Loads neither torch nor FastAPI nor SQLAlchemy.
+
+    MaestroError
+    ├── Unreachable      no answer, after some patience
+    ├── ApiError         the service refused: its problem+json, with `status`, `type`, `detail` and `errors`
+    └── DownloadError    bytes that do not have the checksum they should
+
+Calls that change nothing, and those that a repeat does not change, are repeated while the service is away (it restarts in seconds).
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from workers.contract import MANIFEST, EncoderManifest, result_prefix
+
+Json = dict[str, Any]
+T = TypeVar("T")
+_AWAY = (httpx.TransportError,)
+_AWAY_STATUS = frozenset({502, 503, 504})
+_CHUNK_BYTES = 1 << 20
+_STREAM_TIMEOUT = httpx.Timeout(30.0, read=60.0)  # a stream that says nothing for a minute is opened anew
+
+
+class MaestroError(Exception):
+    """Something between this program and the service went wrong."""
+
+
+class Unreachable(MaestroError):
+    """The service does not answer."""
+
+
+class DownloadError(MaestroError):
+    """A file could not be downloaded as it should be."""
+
+
+class ApiError(MaestroError):
+    """The service refused a request."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        problem: Json = {}
+        with contextlib.suppress(ValueError):
+            body = response.json()
+            problem = body if isinstance(body, dict) else {}
+        self.status = response.status_code
+        self.type = str(problem.get("type", "about:blank"))
+        self.detail = str(problem.get("detail") or problem.get("title") or response.text[:200] or response.reason_phrase)
+        self.errors: list[Json] = problem.get("errors") or []
+        fields = [f"{error.get('field')}: {error.get('message')}" for error in self.errors]
+        super().__init__("; ".join(fields) if fields else self.detail)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a job's stream: an event (with its `id`), a `progress`, or the `end`."""
+
+    event: str
+    data: Json
+    id: int | None = None
+
+
+class MaestroClient:
+    """One service. `patience_seconds` is how long a call waits for a service that is away."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        patience_seconds: float = 15.0,
+        timeout_seconds: float = 30.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._patience_seconds = patience_seconds
+        self._sleep = sleep
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")  # a proxy in the environment is not for these
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout_seconds,
+            trust_env=not local,
+            follow_redirects=False,
+        )
+        self._storage = httpx.Client(timeout=timeout_seconds, trust_env=not local)  # without our token: presigned URLs carry their own
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+        self._storage.close()
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Submit a spec. Safe to repeat: every try carries the same key, so that one job comes of it."""
+        key = idempotency_key or uuid.uuid4().hex
+        return self._json("POST", "/v1/jobs", json=dict(spec), headers={"Idempotency-Key": key})
+
+    def jobs(self, *, status: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Jobs, newest first; all of them, or `limit`."""
+        params: dict[str, str | int] = {name: value for name, value in (("status", status), ("kind", kind)) if value is not None}
+        left = limit
+        while left is None or left > 0:
+            page = self._json("GET", "/v1/jobs", params={**params, "limit": 200 if left is None else min(left, 200)})
+            yield from page["jobs"]
+            if page.get("next_cursor") is None:
+                return
+            left = None if left is None else left - len(page["jobs"])
+            params["cursor"] = page["next_cursor"]
+
+    def job(self, job: str) -> Json:
+        return self._json("GET", _path(job))
+
+    def cancel(self, job: str) -> Json:
+        return self._json("POST", _path(job, "cancel"))
+
+    def events(self, job: str, *, after: int = 0) -> Iterator[Json]:
+        """All events of a job until now."""
+        while True:
+            page = self._json("GET", _path(job, "events"), params={"after": after})
+            yield from page["events"]
+            if not page["events"] or page["next_after"] in (None, after):
+                return
+            after = page["next_after"]
+
+    def stream(self, job: str, *, after: int | None = None, patience_seconds: float = 300.0) -> Iterator[Message]:
+        """A job's events and progress as they happen, until its `end`. A lost connection is taken up after the last event seen."""
+        seen_at = time.monotonic()
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
+            trouble: Exception | None = None
+            try:
+                with self._http.stream("GET", _path(job, "events"), headers=headers, timeout=_STREAM_TIMEOUT) as response:
+                    for message in parse_stream(self._check(response).iter_lines()):
+                        after = message.id if message.id is not None else after
+                        yield message
+                        seen_at = time.monotonic()
+                        if message.event == "end":
+                            return
+                seen_at = time.monotonic()
+            except _AWAY as error:
+                trouble = error
+            except ApiError as error:
+                if error.status not in _AWAY_STATUS:
+                    raise
+                trouble = error
+            if trouble is not None and time.monotonic() - seen_at > patience_seconds:
+                raise self._unreachable(trouble) from trouble
+            self._sleep(1.0)
+
+    def metrics(self, job: str, *, names: Sequence[str] = (), max_points: int | None = None) -> Json:
+        """`{name: {"steps": […], "values": […]}}`."""
+        params: dict[str, str | int] = {"names": ",".join(names)} if names else {}
+        if max_points is not None:
+            params["max_points"] = max_points
+        series: Json = self._json("GET", _path(job, "metrics"), params=params)["series"]
+        return series
+
+    def logs(self, job: str, *, attempt: int | None = None) -> str:
+        return self._request("GET", _path(job, "logs"), params={} if attempt is None else {"attempt": attempt}).text
+
+    def artifacts(self, job: str) -> list[Json]:
+        artifacts: list[Json] = self._json("GET", _path(job, "artifacts"))["artifacts"]
+        return artifacts
+
+    def download(self, job: str, name: str, to: Path, *, sha256: str | None = None) -> Path:
+        """Download one artifact to the file `to`, going on where an earlier try was broken off, and check its sha256."""
+        if to.exists() and sha256 is not None and file_sha256(to) == sha256:
+            return to
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = to.with_name(f".{to.name}.partial")
+        for last_try in (False, True):
+            self._download(job, name, partial)
+            found = file_sha256(partial)
+            if sha256 is None or found == sha256:
+                partial.replace(to)
+                return to
+            partial.unlink()  # perhaps the rest of another file: once more, from its beginning
+            if last_try:
+                raise DownloadError(f"{name} of job {job} has sha256 {found}, not {sha256}: it is damaged in the object store")
+        raise AssertionError
+
+    def download_result(self, job: str, to: Path) -> tuple[EncoderManifest, Path]:
+        """Download a job's committed result (an encoder, a probe) into the folder `to`, by its manifest, which is written last."""
+        view = self.job(job)
+        if view.get("result_uri") is None:
+            raise DownloadError(f"job {job} has no committed result (it is {view['status']})")
+        prefix = result_prefix("", view["kind"])
+        partial = to / f".{MANIFEST}"
+        self.download(job, prefix + MANIFEST, partial)
+        manifest = EncoderManifest.model_validate_json(partial.read_bytes())
+        for name, entry in manifest.files.items():
+            self.download(job, prefix + name, to / safe_path(name), sha256=entry.sha256)
+        partial.replace(to / MANIFEST)
+        return manifest, to
+
+    def _download(self, job: str, name: str, partial: Path) -> None:
+        def once() -> None:
+            url = self._request("GET", _path(job, "artifacts", *name.split("/"))).headers["location"]
+            have = partial.stat().st_size if partial.exists() else 0
+            with self._storage.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
+                if response.status_code == 416:  # all of it is here already, or it is another file: the checksum tells
+                    return
+                if response.status_code not in (200, 206):
+                    raise DownloadError(f"{name} of job {job}: the object store answered {response.status_code}")
+                with partial.open("ab" if response.status_code == 206 else "wb") as output:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        output.write(chunk)
+
+        self._patiently(once)
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        answer: Json = self._request(method, path, **options).json()
+        return answer
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._patiently(lambda: self._check(self._http.request(method, path, **options)))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        deadline = time.monotonic() + self._patience_seconds
+        pause = 0.2
+        while True:
+            try:
+                return call()
+            except _AWAY as error:
+                if time.monotonic() + pause > deadline:
+                    raise self._unreachable(error) from error
+            except ApiError as error:
+                if error.status not in _AWAY_STATUS or time.monotonic() + pause > deadline:
+                    raise
+            self._sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    def _check(self, response: httpx.Response) -> httpx.Response:
+        if response.status_code >= 400:
+            response.read()
+            raise ApiError(response)
+        return response
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"no answer from {self.url} ({error}); is the service running there (`maestro up`)?")
+
+
+def parse_stream(lines: Iterator[str]) -> Iterator[Message]:
+    """Server-sent events. Comments, which keep a connection alive, are left out."""
+    fields: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(":")
+            fields.setdefault(name, []).append(value.removeprefix(" "))
+            continue
+        if "data" in fields or "event" in fields:
+            data = json.loads("\n".join(fields.get("data", [])) or "{}")
+            number = fields.get("id", [""])[-1]
+            yield Message(event=fields.get("event", ["message"])[-1], data=data, id=int(number) if number else None)
+        fields = {}
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_path(name: str) -> Path:
+    """A manifest's file name as a path that stays inside its folder."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise DownloadError(f"the manifest names the file {name!r}, which would lie outside its folder")
+    return Path(*path.parts)
+
+
+def _path(job: str, *rest: str) -> str:
+    return "/".join(["/v1/jobs", *(quote(part, safe="") for part in (job, *rest))])
