@@ -1,0 +1,55 @@
+# Everything is done in .venv, which is made on the first call. PYTHON=python3.12 make … chooses another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
+
+.PHONY: help demo up down test check lint format install clean
+
+help:
+	@echo "make demo    install, and train and probe a small encoder on this machine"
+	@echo "make up      install, and start the service on this machine; make down stops it"
+	@echo "make test    install, and run all tests"
+	@echo "make check   format, lint, types, architecture and unit tests"
+
+demo: .venv/installed
+	$(BIN)/maestro demo
+
+up: .venv/installed
+	$(BIN)/maestro up --detach
+
+down: .venv/installed
+	$(BIN)/maestro down
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -q
+
+check: lint
+	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: .venv/installed-dev
+
+clean:
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MAEstro needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv (about 2 GB; a few minutes) …"
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv with the tools for tests (about 2 GB; a few minutes) …"
+	$(PIP) -e '.[dev]'
+	@touch .venv/installed $@

@@ -1,0 +1,120 @@
+"""Who may import whom: the table of ARCHITECTURE.md, walked by ast."""
+
+import ast
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+PACKAGES = ("mae_core", "workers", "service")
+CONTROL = {"pydantic"}
+CORE = {"pydantic", "torch", "numpy", "PIL", "sklearn", "safetensors", "yaml"}
+WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx"}
+SERVICE = {
+    *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
+    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil"),
+}
+CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
+
+# The first pattern that fits a module decides: third-party libraries, then modules of ours.
+RULES: list[tuple[str, set[str], set[str]]] = [
+    ("mae_core.config", CONTROL, set()),
+    ("mae_core.*", CORE, {"mae_core.*"}),
+    ("workers.contract", CONTROL, {"mae_core.config"}),
+    ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
+    ("service.client", {"httpx"}, {"workers.contract"}),
+    ("service.spec_file", {"pydantic", "yaml"}, {"mae_core.config"}),
+    ("service.cli", CLIENT, {"service.*", "workers.contract", "mae_core.config"}),
+    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.config"}),
+]
+# Inside service: who may be imported by whom, beyond the table above.
+ONLY_BY = {
+    "service.routes.*": {"service.app", "service.routes.*"},
+    "service.app": set[str](),
+    "service.dispatcher": set[str](),
+    "service.cli": set[str](),
+}
+USER_SIDE = (
+    "service.client",
+    "service.cli",
+    "service.demo",
+    "service.watch",
+    "service.spec_file",
+    "service.home",
+    "service.up",
+    "service.local",
+)
+USER_SIDE_MAY_USE = {*USER_SIDE, "service.processes"}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = sorted(file for package in PACKAGES for file in (PROJECT / package).rglob("*.py"))
+MODULES = {module_name(file): file for file in FILES}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Every module that a file imports, wherever in it: `from a import b` counts as a.b where that is a module."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module for alias in node.names}
+    return found
+
+
+def fits(module: str, patterns: set[str]) -> bool:
+    return any(fnmatchcase(module, pattern) or f"{module}.*" == pattern for pattern in patterns)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_it_may(module: str) -> None:
+    libraries, ours = next((rule[1], rule[2]) for rule in RULES if fits(module, {rule[0]}))
+    for imported in sorted(imports_of(MODULES[module])):
+        top = imported.partition(".")[0]
+        if top in PACKAGES:
+            assert fits(imported, ours), f"{module} may not import {imported}"
+        elif top not in sys.stdlib_module_names:
+            assert top in libraries, f"{module} may not import {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("service")))
+def test_inside_the_service_imports_go_one_way(module: str) -> None:
+    for imported in sorted(imports_of(MODULES[module])):
+        for pattern, importers in ONLY_BY.items():
+            if fits(imported, {pattern}):
+                assert fits(module, importers), f"{module} may not import {imported}"
+        if module in USER_SIDE and imported.startswith("service."):
+            assert imported in USER_SIDE_MAY_USE, f"{module} runs on the user's side and may not import {imported}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_files_are_empty(package: str) -> None:
+    for file in (PROJECT / package).rglob("__init__.py"):
+        assert file.read_text().strip() == "", f"{file} must stay empty: that keeps torch out of the service"
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    assert {file.parent for file in FILES if not (file.parent / "__init__.py").exists()} == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_service_loads_neither_torch_nor_ray() -> None:
+    assert loaded_by("import service.app, service.dispatcher, service.cli") & {"torch", "ray", "torchvision", "sklearn"} == set()
+
+
+def test_the_client_loads_no_server() -> None:
+    assert loaded_by("import service.client") & {"torch", "ray", "fastapi", "starlette", "sqlalchemy", "boto3"} == set()
