@@ -245,7 +245,9 @@ class EncoderRef(Strict):
     """Which encoder a probe or fine-tune starts from: exactly one of a job, an artifact in S3, a local folder, or random weights."""
 
     job: str | None = Field(default=None, pattern=r"^[a-z0-9]{1,40}$")
-    artifact: str | None = Field(default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s?#]{1,900}$", examples=["s3://maestro/jobs/…/encoder/"])
+    artifact: str | None = Field(
+        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s?#]{1,900}$", examples=["s3://maestro/jobs/…/encoder/"]
+    )
     file: str | None = Field(default=None, min_length=1, max_length=4096, description="a folder with config.json and model.safetensors")
     init: Literal["random"] | None = None
 
@@ -346,7 +348,7 @@ class LabelledRun(RunConfig):
         if self.model is None and self.encoder.init is not None:
             raise ValueError("model: needed with encoder {init: random}, as there is no encoder to take it from")
         if self.data.validation is None and not self.data.validation_fraction:
-            raise ValueError("data: accuracy is measured on images held back: give validation (a folder) or validation_fraction (such as 0.2)")
+            raise ValueError("data: accuracy needs images held back: give validation (a folder) or validation_fraction (such as 0.2)")
         self._check_batch(optim)
         if self.model is not None:
             self._check_data(self.model)
@@ -381,6 +383,7 @@ class FinetuneSpec(LabelledRun):
 
     kind: Literal["finetune"]
     optim: FinetuneOptim = FinetuneOptim()
+    evaluate_every_epochs: int | None = Field(default=None, ge=1, description="None: only at the end")
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")

@@ -74,30 +74,33 @@ class Reason(StrEnum):
 
 
 class ReasonRule(NamedTuple):
-    """What follows from a reason: the final status it leads to (None: the job goes on), whether a new attempt may help, and what to tell the user."""
+    """What follows from a reason: where it leads in the end (None: the job goes on), whether a new attempt may help, what to tell."""
 
     final_status: JobStatus | None
     retryable: bool
     message: str
 
 
+_FAILED, _GOES_ON = JobStatus.FAILED, "it goes on from its last training state."
 REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.WAITING_FOR_RESOURCES: ReasonRule(None, True, "The cluster has too few free devices now; the job starts when they are free."),
-    Reason.RAY_UNREACHABLE: ReasonRule(None, True, "The Ray cluster does not answer; the job waits for it. Check that the head is up and its token is right."),
-    Reason.STORAGE_UNREACHABLE: ReasonRule(None, True, "Object storage does not answer; the job waits for it. Check its endpoint and credentials."),
-    Reason.WORKER_DIED: ReasonRule(JobStatus.FAILED, True, "A worker process died; the run goes on from its last training state."),
-    Reason.DRIVER_DIED: ReasonRule(JobStatus.FAILED, True, "The driver process died; the run goes on from its last training state."),
-    Reason.RAY_JOB_LOST: ReasonRule(JobStatus.FAILED, True, "Ray no longer knows the job (its head restarted); the run goes on from its last training state."),
-    Reason.RUN_NOT_COMMITTED: ReasonRule(JobStatus.FAILED, True, "The run ended without a committed result; it goes on from its last training state."),
-    Reason.DATA_ERROR: ReasonRule(JobStatus.FAILED, False, "The data cannot be used; see the detail, mend it and submit again."),
-    Reason.ENCODER_ERROR: ReasonRule(JobStatus.FAILED, False, "The encoder cannot be used; see the detail and name another."),
-    Reason.SPEC_ERROR: ReasonRule(JobStatus.FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
-    Reason.DIVERGED: ReasonRule(JobStatus.FAILED, False, "The loss is not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
-    Reason.OUT_OF_MEMORY: ReasonRule(JobStatus.FAILED, False, "Out of memory; lower optim.batch_size, raise optim.accumulation or use more workers."),
-    Reason.CONTRACT_MISMATCH: ReasonRule(JobStatus.FAILED, False, "Service and workers run different versions; install the same one on all hosts."),
-    Reason.INTERNAL_ERROR: ReasonRule(JobStatus.FAILED, False, "An error in MAEstro itself; see the job's logs, and report it with them."),
-    Reason.STALE_ATTEMPT: ReasonRule(JobStatus.FAILED, True, "A newer attempt had taken over the job."),
-    Reason.RETRIES_EXHAUSTED: ReasonRule(JobStatus.FAILED, False, "The run died more often than retry.max_failures allows; see the detail for the last cause."),
+    Reason.RAY_UNREACHABLE: ReasonRule(None, True, "The Ray cluster does not answer; the job waits for it. Check its head and its token."),
+    Reason.STORAGE_UNREACHABLE: ReasonRule(
+        None, True, "Object storage does not answer; the job waits. Check its endpoint and credentials."
+    ),
+    Reason.WORKER_DIED: ReasonRule(_FAILED, True, f"A worker process of the run died; {_GOES_ON}"),
+    Reason.DRIVER_DIED: ReasonRule(_FAILED, True, f"The driver process of the run died; {_GOES_ON}"),
+    Reason.RAY_JOB_LOST: ReasonRule(_FAILED, True, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
+    Reason.RUN_NOT_COMMITTED: ReasonRule(_FAILED, True, f"The run ended without a committed result; {_GOES_ON}"),
+    Reason.DATA_ERROR: ReasonRule(_FAILED, False, "The data cannot be used; see the detail, mend it and submit again."),
+    Reason.ENCODER_ERROR: ReasonRule(_FAILED, False, "The encoder cannot be used; see the detail and name another."),
+    Reason.SPEC_ERROR: ReasonRule(_FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
+    Reason.DIVERGED: ReasonRule(_FAILED, False, "The loss is not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
+    Reason.OUT_OF_MEMORY: ReasonRule(_FAILED, False, "Out of memory; lower optim.batch_size, raise optim.accumulation or add workers."),
+    Reason.CONTRACT_MISMATCH: ReasonRule(_FAILED, False, "Service and workers differ in version; install the same one on all hosts."),
+    Reason.INTERNAL_ERROR: ReasonRule(_FAILED, False, "An error in MAEstro itself; see the job's logs, and report it with them."),
+    Reason.STALE_ATTEMPT: ReasonRule(_FAILED, True, "A newer attempt had taken over the job."),
+    Reason.RETRIES_EXHAUSTED: ReasonRule(_FAILED, False, "The run died more often than retry.max_failures allows; see the last cause."),
     Reason.CANCELLED_BY_USER: ReasonRule(JobStatus.CANCELLED, False, "Cancelled on request."),
 }
 
@@ -192,7 +195,7 @@ class Event(Strict):
 
     type: EventType
     at: AwareDatetime
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default={})
 
 
 class RunProgress(Strict):
@@ -245,7 +248,7 @@ class TrainingStateManifest(Strict):
 
 
 class EncoderManifest(Strict):
-    """Commits a run's result (a probe's too): what it is, what made it, and the checksum of every file. Written last, with `If-None-Match: *`."""
+    """Commits a run's result (a probe's too): what it is, what made it, and its files. Written last, with `If-None-Match: *`."""
 
     contract: int = CONTRACT_VERSION
     job: str

@@ -1,0 +1,34 @@
+"""A classifier on top of the encoder, for fine-tuning, in timm's layout: pooling, `fc_norm`, `head`.
+
+Shapes: B images, C channels, H and W pixels, D width.
+"""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mae_core.vit import LAYER_NORM_EPS, Encoder, pool
+
+
+class Classifier(nn.Module):
+    """`mean` pooling averages the patch tokens before a norm of its own; `cls` takes the class token behind the encoder's norm."""
+
+    def __init__(self, encoder: Encoder, *, num_classes: int, pooling: Literal["mean", "cls"], generator: torch.Generator) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        encoder.pos_embed.requires_grad_(True)
+        if pooling == "mean":  # as in timm: the norm moves behind the pooling
+            self.fc_norm = nn.LayerNorm(encoder.model.width, eps=LAYER_NORM_EPS)
+            encoder.norm = nn.Identity()  # type: ignore[assignment]
+        self.head = nn.Linear(encoder.model.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=2e-5, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        features_BD = pool(self.encoder(images_BCHW), self.pooling)
+        if self.pooling == "mean":
+            features_BD = self.fc_norm(features_BD)
+        return cast(Tensor, self.head(features_BD))

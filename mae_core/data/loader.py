@@ -1,0 +1,182 @@
+"""Batches in a deterministic order, read ahead by threads.
+
+The global batch of step s is the s-th slice of the epoch's permutation; accumulation and workers take consecutive parts of it. So the
+order of samples is a function of (seed, epoch) alone, and any step can be reached without replaying those before it.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae_core.config import ModelConfig, TransformConfig
+from mae_core.data.source import ImageSource, UnreadableImage
+from mae_core.data.transforms import NUMBERS_PER_CROP, centre_crop, random_resized_crop
+from mae_core.errors import DataError, SpecError
+from mae_core.randomness import Stream, permutation, uniform
+from mae_core.world import World
+
+_BATCHES_AHEAD = 3
+_MAX_SUBSTITUTES = 100
+
+
+class Batch(NamedTuple):
+    """pixels_BHWC: uint8. samples_B: indices into the source, int64. labels_B: int64, -1 without labels."""
+
+    pixels_BHWC: Tensor
+    samples_B: Tensor
+    labels_B: Tensor
+
+
+class MicroBatch(NamedTuple):
+    """The part of a step's batch that one worker takes at once. `is_last`: the optimiser steps after it."""
+
+    epoch: int
+    batch: Batch
+    is_last: bool
+
+
+class SkippedImages:
+    """Unreadable images, each once, with the reason. Threads add; the training loop takes what is new."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
+        self._new: list[str] = []
+
+    def add(self, key: str, why: str) -> None:
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = why
+                self._new.append(key)
+
+    @property
+    def num_new(self) -> int:
+        return len(self._new)
+
+    def take_new(self) -> dict[str, str]:
+        with self._lock:
+            new, self._new = self._new, []
+            return {key: self._known[key] for key in new}
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """The training images of one worker.
+
+    `members` are the indices of the source that may be used, in rising order; `batch_size` counts all workers and accumulation.
+    """
+
+    source: ImageSource
+    members: list[int]
+    model: ModelConfig
+    transform: TransformConfig
+    seed: int
+    batch_size: int
+    accumulation: int
+    world: World
+    num_threads: int
+    skipped: SkippedImages
+
+    def __post_init__(self) -> None:
+        if self.batch_size > len(self.members):
+            raise SpecError(f"optim.batch_size {self.batch_size} is larger than the data ({len(self.members)} training images); lower it")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last, incomplete batch of an epoch is dropped."""
+        return len(self.members) // self.batch_size
+
+    def from_step(self, start: int, end: int) -> Iterator[MicroBatch]:
+        """Micro-batches of the optimiser steps `start` to `end` - 1."""
+        parts = ((step, part) for step in range(start, end) for part in range(self.accumulation))
+        with ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode") as pool:
+            ahead: deque[tuple[int, Tensor, bool, list[Future[NDArray[np.uint8]]]]] = deque()
+
+            def read_ahead() -> None:
+                for step, part in parts:
+                    epoch = step // self.steps_per_epoch
+                    samples = self._samples(step, part)
+                    chunks = samples.chunk(self.num_threads)
+                    futures = [pool.submit(self._read, epoch, chunk) for chunk in chunks]
+                    ahead.append((epoch, samples, part == self.accumulation - 1, futures))
+                    if len(ahead) >= _BATCHES_AHEAD:
+                        return
+
+            try:
+                read_ahead()
+                while ahead:
+                    epoch, samples, is_last, futures = ahead.popleft()
+                    pixels = torch.from_numpy(np.concatenate([future.result() for future in futures]))
+                    read_ahead()
+                    yield MicroBatch(epoch, Batch(pixels, samples, labels_of(self.source, samples)), is_last)
+            finally:
+                for *_, futures in ahead:
+                    for future in futures:
+                        future.cancel()
+
+    def _samples(self, step: int, part: int) -> Tensor:
+        """Indices into the source of this worker's part of one micro-batch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _order(len(self.members), self.seed, epoch)
+        micro = self.batch_size // self.accumulation
+        mine = micro // self.world.size
+        first = place * self.batch_size + part * micro + self.world.rank * mine
+        return torch.tensor([self.members[position] for position in order[first : first + mine].tolist()])
+
+    def _read(self, epoch: int, samples: Tensor) -> NDArray[np.uint8]:
+        crops = uniform(seed=self.seed, epoch=epoch, stream=Stream.CROP, samples=samples, count=NUMBERS_PER_CROP).numpy()
+        images = [self._read_one(sample, crop) for sample, crop in zip(samples.tolist(), crops, strict=True)]
+        return np.stack(images)
+
+    def _read_one(self, sample: int, crop: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The image, or, where it cannot be read, the next one of the source that can: a function of the data alone."""
+        position = bisect_left(self.members, sample)
+        for tried in range(_MAX_SUBSTITUTES):
+            candidate = self.members[(position + tried) % len(self.members)]
+            try:
+                return random_resized_crop(self.source.read(candidate), self.model.image_size, self.transform, crop)
+            except UnreadableImage as error:
+                self.skipped.add(self.source.keys[candidate], str(error))
+        raise DataError(f"data: {_MAX_SUBSTITUTES} images in a row cannot be read, the first one {self.source.keys[sample]}")
+
+
+@lru_cache(maxsize=2)
+def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
+    return permutation(num_samples, seed=seed, epoch=epoch)
+
+
+def labels_of(source: ImageSource, samples: Tensor) -> Tensor:
+    """int64 (B,); -1 where the source has no labels."""
+    return torch.tensor([source.labels[sample] if source.labels else -1 for sample in samples.tolist()], dtype=torch.int64)
+
+
+def measured_batches(
+    source: ImageSource, members: list[int], *, size: tuple[int, int], batch_size: int, num_threads: int, skipped: SkippedImages
+) -> Iterator[Batch]:
+    """All readable images of `members` once, in order, centre-cropped; unreadable ones are left out."""
+
+    def read(sample: int) -> NDArray[np.uint8] | None:
+        try:
+            return centre_crop(source.read(sample), size)
+        except UnreadableImage as error:
+            skipped.add(source.keys[sample], str(error))
+            return None
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+        for first in range(0, len(members), batch_size):
+            wanted = members[first : first + batch_size]
+            images = list(pool.map(read, wanted))
+            read_ones = [(sample, image) for sample, image in zip(wanted, images, strict=True) if image is not None]
+            if read_ones:
+                samples = torch.tensor([sample for sample, _ in read_ones])
+                yield Batch(torch.from_numpy(np.stack([image for _, image in read_ones])), samples, labels_of(source, samples))

@@ -1,0 +1,125 @@
+"""Where images come from: a folder, or the handwritten digits of scikit-learn. Samples are known by their place in a sorted list."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mae_core.config import DIGITS, IMAGE_SUFFIXES, DataConfig
+from mae_core.errors import DataError
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class UnreadableImage(Exception):
+    """One image cannot be decoded; the message says which and why."""
+
+
+class ImageSource(Protocol):
+    """Images by index. `labels` are indices into `classes`; both are empty where there are no labels."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+    def read(self, index: int) -> Image.Image:
+        """The image, in the channels asked for. Raises UnreadableImage."""
+        ...
+
+
+class FolderSource:
+    """Every image below a folder, in sorted order. The first-level folders are the classes, where there are any."""
+
+    def __init__(self, folder: Path, in_chans: int) -> None:
+        self._folder = folder
+        self._mode = _MODES[in_chans]
+        self.keys = _find_images(folder)
+        tops = [key.partition("/")[0] if "/" in key else None for key in self.keys]
+        self.classes: list[str] = [] if None in tops else sorted({top for top in tops if top is not None})
+        places = {name: place for place, name in enumerate(self.classes)}
+        self.labels = [places[top] for top in tops if top is not None] if self.classes else []
+
+    def read(self, index: int) -> Image.Image:
+        path = self._folder / self.keys[index]
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise UnreadableImage(f"{path}: {image.mode} pixels (16 or 32 bits) are not supported; convert it to 8 bits")
+                return image.convert(self._mode)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableImage(f"{path}: {error}") from error
+
+
+class DigitsSource:
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits  # over a second: only where the digits are used
+
+        digits = load_digits()
+        self._images: NDArray[np.uint8] = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        self.keys = [f"digit-{index}" for index in range(len(self._images))]
+        self.classes = [str(digit) for digit in range(10)]
+        self.labels: list[int] = digits.target.tolist()
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self._images[index])
+
+
+def open_source(place: str, *, in_chans: int) -> ImageSource:
+    """The images at `place`. Raises DataError where there are none."""
+    return DigitsSource() if place == DIGITS else FolderSource(Path(place), in_chans)
+
+
+def _find_images(folder: Path) -> list[str]:
+    """Paths of all images below `folder`, relative to it, sorted."""
+    if not folder.is_dir():
+        raise DataError(f"data: the folder {folder} does not exist on this worker; check data.source, and that every machine has it")
+    found = []
+    for place, _, names in os.walk(folder):
+        inside = os.path.relpath(place, folder)
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [prefix + name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not found:
+        raise DataError(f"data: no images below {folder} (looked for {', '.join(IMAGE_SUFFIXES)}; links to folders are not followed)")
+    return sorted(found)
+
+
+def split(source: ImageSource, fraction: float) -> tuple[list[int], list[int]]:
+    """Indices of the training and the held-back images. An image's key alone decides, so that it is the same in every job."""
+    train: list[int] = []
+    held_back: list[int] = []
+    for index, key in enumerate(source.keys):
+        share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+        (held_back if share < fraction else train).append(index)
+    return train, held_back
+
+
+class LabelledData:
+    """Training and validation images with labels. Raises DataError where labels are missing or the classes of the two differ."""
+
+    def __init__(self, data: DataConfig, *, in_chans: int) -> None:
+        self.train_source = open_source(data.source, in_chans=in_chans)
+        if data.validation is None:
+            self.validation_source = self.train_source
+            self.train, self.validation = split(self.train_source, data.validation_fraction)
+        else:
+            self.validation_source = open_source(data.validation, in_chans=in_chans)
+            self.train = list(range(len(self.train_source.keys)))
+            self.validation = list(range(len(self.validation_source.keys)))
+        self.classes = self.train_source.classes
+        if len(self.classes) < 2:
+            raise DataError(f"data.source {data.source} has no labels: put the images of each class into a folder of its name")
+        if list(self.validation_source.classes) != list(self.classes):
+            missing = sorted(set(self.classes) ^ set(self.validation_source.classes))[:5]
+            raise DataError(f"data.validation {data.validation} has other classes than data.source; only in one: {', '.join(missing)}")
+        if not self.train or not self.validation:
+            raise DataError(f"data: {len(self.train)} training and {len(self.validation)} validation images; change validation_fraction")

@@ -1,0 +1,166 @@
+"""Folders in S3 that are committed by a manifest, written last with `If-None-Match: *`: without it they do not exist.
+
+Credentials are the host's own (environment or role). Everything is checked by SHA-256 on the way back.
+"""
+
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mae_core.errors import EncoderError
+from workers.contract import MANIFEST, EncoderManifest, FileEntry, StorageRef, TrainingStateManifest, training_state_prefix
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.safetensors"
+_KEPT_STATES = 2
+_RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)  # five minutes in all, then the attempt is given up
+_PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchKey", "404", "403")
+
+
+class StorageError(Exception):
+    """Object storage did not answer, or refused, for minutes."""
+
+
+class ObjectStore:
+    """One job's objects. `on_delay(message)` is told when storage does not answer and a call is repeated."""
+
+    def __init__(self, storage: StorageRef, on_delay: Callable[[str], None] = logger.warning) -> None:
+        self._bucket = storage.bucket
+        self._on_delay = on_delay
+        self._client = boto3.client(
+            "s3",
+            endpoint_url=storage.endpoint,
+            region_name=storage.region,
+            config=Config(
+                connect_timeout=5,
+                read_timeout=60,
+                retries={"mode": "standard", "max_attempts": 3},
+                s3={"addressing_style": "path" if storage.endpoint else "auto"},
+            ),
+        )
+
+    def put_file(self, key: str, path: Path) -> FileEntry:
+        """Uploads one file, in parts where it is large."""
+        self._persist(f"upload {key}", lambda: self._client.upload_file(str(path), self._bucket, key))
+        return file_entry(path)
+
+    def commit(self, prefix: str, manifest: EncoderManifest | TrainingStateManifest) -> bool:
+        """Writes the manifest of `prefix`. False where one is there already: somebody committed first, and that one counts."""
+        body = manifest.model_dump_json(indent=2).encode()
+
+        def put() -> bool:
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=prefix + MANIFEST, Body=body, IfNoneMatch="*", ContentType="application/json"
+                )
+            except ClientError as error:
+                if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
+                    return False
+                raise
+            return True
+
+        return self._persist(f"commit {prefix}", put)
+
+    def is_committed(self, prefix: str) -> bool:
+        """Whether `prefix` has its manifest."""
+        key = prefix + MANIFEST
+        found = self._persist(f"look for {key}", lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1))
+        return bool(found["KeyCount"])
+
+    def newest_training_state(self, job_prefix: str) -> str | None:
+        """Prefix of the committed training state with the most steps; None where there is none."""
+        committed = self._committed_states(job_prefix)
+        return committed[-1] if committed else None
+
+    def load_training_state(self, state_prefix: str) -> dict[str, Tensor]:
+        """The tensors of a committed training state. Raises EncoderError where they do not match their manifest."""
+        manifest = TrainingStateManifest.model_validate_json(self._read(state_prefix + MANIFEST))
+        with tempfile.TemporaryDirectory(prefix="maestro-state-") as folder:
+            self._fetch_files(state_prefix, manifest.files, Path(folder))
+            return load_file(Path(folder) / STATE_FILE)
+
+    def prune_training_states(self, job_prefix: str) -> None:
+        """Deletes all but the newest committed training states, each one's manifest first."""
+        for state_prefix in self._committed_states(job_prefix)[:-_KEPT_STATES]:
+            for name in (MANIFEST, STATE_FILE):
+                self._client.delete_object(Bucket=self._bucket, Key=state_prefix + name)
+
+    def fetch_encoder(self, uri: str, folder: Path) -> None:
+        """Downloads the committed encoder at `uri` (s3://bucket/prefix/). Raises EncoderError where it is missing or damaged."""
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        prefix = prefix if prefix.endswith("/") else f"{prefix}/"
+        try:
+            manifest = EncoderManifest.model_validate_json(self._read(prefix + MANIFEST, bucket=bucket))
+        except ClientError as error:
+            raise EncoderError(f"encoder {uri} has no {MANIFEST} ({_code(error)}); name the encoder/ folder of a succeeded job") from error
+        except ValidationError as error:
+            raise EncoderError(f"encoder {uri}: {MANIFEST} is not an encoder's ({error.error_count()} fields differ)") from error
+        self._fetch_files(prefix, manifest.files, folder, bucket=bucket)
+
+    def _fetch_files(self, prefix: str, files: dict[str, FileEntry], folder: Path, *, bucket: str | None = None) -> None:
+        for name, entry in files.items():
+            path = folder / Path(name).name
+            self._persist(f"download {prefix}{name}", partial(self._client.download_file, bucket or self._bucket, prefix + name, str(path)))
+            if (found := file_entry(path)) != entry:
+                raise EncoderError(f"{prefix}{name} is damaged: it has {found}, its manifest says {entry}")
+
+    def _committed_states(self, job_prefix: str) -> list[str]:
+        """Prefixes of committed training states, by rising step."""
+
+        def list_keys() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=training_state_prefix(job_prefix))
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+        keys = self._persist("list training states", list_keys)
+        return sorted(key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}"))
+
+    def _read(self, key: str, *, bucket: str | None = None) -> bytes:
+        def get() -> bytes:
+            body: bytes = self._client.get_object(Bucket=bucket or self._bucket, Key=key)["Body"].read()
+            return body
+
+        return self._persist(f"read {key}", get)
+
+    def _persist(self, what: str, call: Callable[[], T]) -> T:
+        """Repeats `call` while storage does not answer. Raises ClientError for what no repeat can mend, StorageError after minutes."""
+        for seconds in (*_RETRY_SECONDS, None):
+            try:
+                return call()
+            except (BotoCoreError, ClientError, OSError) as error:
+                if isinstance(error, ClientError) and _code(error) in _PERMANENT_CODES:
+                    raise
+                if seconds is None:
+                    raise StorageError(f"{what}: {error}") from error
+                self._on_delay(f"{what}: {error}; again in {seconds} s")
+                time.sleep(seconds)
+        raise AssertionError("unreachable")
+
+
+def state_folder(job_prefix: str, *, step: int, attempt: int, incarnation: int) -> str:
+    """The prefix of one training state; names sort by step."""
+    return f"{training_state_prefix(job_prefix)}step={step:010d}-a{attempt}-{incarnation}/"
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _code(error: ClientError) -> str:
+    response: dict[str, Any] = error.response  # type: ignore[assignment]
+    return str(response.get("Error", {}).get("Code", ""))

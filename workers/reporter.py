@@ -1,0 +1,150 @@
+"""Metrics and events → the service: collected in memory, written to a spool folder, sent in order, never raising into the training.
+
+While the service is away, reports wait in the spool; the next incarnation of the same attempt on this machine sends what is left.
+"""
+
+import logging
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from workers.contract import (
+    MAX_EVENTS,
+    MAX_POINTS,
+    DesiredState,
+    Event,
+    EventType,
+    Points,
+    Report,
+    ReportAnswer,
+    RunProgress,
+    WorkOrder,
+    submission_id,
+)
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 5.0
+_MAX_WAITING_POINTS = 1_000_000  # steps kept in memory while the service is away; the oldest go first
+_MAX_SPOOLED_REPORTS = 10_000
+
+
+class Reporter:
+    """Rank 0's (or the driver's) voice. `desired_state` and `is_stale` are what the service last answered."""
+
+    def __init__(self, order: WorkOrder, incarnation: int) -> None:
+        self.desired_state = DesiredState.RUN
+        self.is_stale = False
+        self._incarnation = incarnation
+        self._sequence = 0
+        self._lock = threading.Lock()
+        self._steps: list[tuple[int, dict[str, float]]] = []
+        self._events: list[Event] = []
+        self._progress: RunProgress | None = None
+        self._closing = threading.Event()
+        self._spool = Path(tempfile.gettempdir()) / "maestro-spool" / submission_id(order.job, order.attempt)
+        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._client = httpx.Client(
+            base_url=order.service_url, headers={"Authorization": f"Bearer {order.token}"}, timeout=httpx.Timeout(10, connect=5)
+        )
+        self._path = f"/v1/jobs/{order.job}/attempts/{order.attempt}/reports"
+        self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
+        self._thread.start()
+
+    def points(self, points: list[tuple[int, dict[str, float]]]) -> None:
+        """Points of the metric series, as (step, {series: value})."""
+        with self._lock:
+            self._steps += points
+            del self._steps[: -_MAX_WAITING_POINTS or None]
+
+    def progress(self, progress: RunProgress) -> None:
+        """How far the run is; only the newest is sent."""
+        with self._lock:
+            self._progress = progress
+
+    def event(self, kind: EventType, **data: Any) -> None:
+        """A fact, with its time."""
+        with self._lock:
+            self._events.append(Event(type=kind, at=datetime.now(UTC), data=data))
+
+    def close(self, timeout: float) -> bool:
+        """Sends what is left, for up to `timeout` seconds. False where something could not be sent (it stays in the spool)."""
+        self._closing.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        pause = _INTERVAL_SECONDS
+        while True:
+            closing = self._closing.wait(pause)
+            try:
+                sent = self._send_spooled()
+                while sent and self._spool_next(everything=True):
+                    sent = self._send_spooled()
+                if not sent:
+                    self._spool_next(everything=closing)
+            except Exception:  # a full disk, say: monitoring must not end training
+                logger.exception("reports could not be written or sent; trying again")
+                sent = False
+            if closing and sent:
+                self._client.close()
+                return
+            pause = _INTERVAL_SECONDS if sent else min(pause * 2, _MAX_PAUSE_SECONDS)
+            if closing:
+                time.sleep(pause)
+
+    def _spool_next(self, *, everything: bool) -> bool:
+        """Writes the next report, where there is enough to say; while the service is away only full ones are worth a file."""
+        with self._lock:
+            full = len(self._steps) >= MAX_POINTS or len(self._events) >= MAX_EVENTS
+            if not full and not (everything and (self._steps or self._events or self._progress)):
+                return False
+            steps, self._steps = self._steps[:MAX_POINTS], self._steps[MAX_POINTS:]
+            events, self._events = self._events[:MAX_EVENTS], self._events[MAX_EVENTS:]
+            progress, self._progress = self._progress, None
+        points = _columns(steps) if steps else None
+        report = Report(incarnation=self._incarnation, sequence=self._sequence, points=points, events=events, progress=progress)
+        path = self._spool / f"{self._incarnation:016d}-{self._sequence:08d}.json"
+        path.with_suffix(".new").write_text(report.model_dump_json())
+        path.with_suffix(".new").rename(path)
+        self._sequence += 1
+        return True
+
+    def _send_spooled(self) -> bool:
+        """Sends the spool, oldest first. False where the service is away."""
+        spooled = sorted(self._spool.glob("*.json"))
+        for path in spooled[:-_MAX_SPOOLED_REPORTS]:
+            path.unlink()
+        for path in spooled[-_MAX_SPOOLED_REPORTS:]:
+            if not self.is_stale and not self._send(path):
+                return False
+            path.unlink()
+        return True
+
+    def _send(self, path: Path) -> bool:
+        try:
+            answer = self._client.post(self._path, content=path.read_bytes(), headers={"Content-Type": "application/json"})
+        except httpx.HTTPError as error:
+            logger.warning("the service does not answer (%s); reports wait in %s", error, self._spool)
+            return False
+        if answer.status_code == 409:
+            self.is_stale = True
+        elif answer.status_code in (400, 413, 422):
+            logger.error("the service refused a report, which is dropped: %s %s", answer.status_code, answer.text[:500])
+        elif answer.is_success:
+            self.desired_state = ReportAnswer.model_validate_json(answer.content).desired_state
+        else:
+            logger.warning("the service answered %s; reports wait in %s", answer.status_code, self._spool)
+            return False
+        return True
+
+
+def _columns(steps: list[tuple[int, dict[str, float]]]) -> Points:
+    names = sorted({name for _, values in steps for name in values})
+    return Points(steps=[step for step, _ in steps], series={name: [values.get(name) for _, values in steps] for name in names})

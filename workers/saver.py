@@ -1,0 +1,79 @@
+"""Saves training state beside the training: the step waits for a copy in memory, never for a disk or the network."""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from workers.contract import TrainingStateManifest, WorkOrder
+from workers.objects import STATE_FILE, ObjectStore, state_folder
+
+logger = logging.getLogger(__name__)
+
+
+class StateSaver:
+    """One thread that uploads the newest state handed to it. While one upload goes on, a newer state replaces one that still waits.
+
+    `on_saved(step, key, size in bytes)` is told of each committed state. A failed save never reaches the training.
+    """
+
+    def __init__(self, order: WorkOrder, store: ObjectStore, incarnation: int, on_saved: Callable[[int, str, int], None]) -> None:
+        self._order = order
+        self._store = store
+        self._incarnation = incarnation
+        self._on_saved = on_saved
+        self._changed = threading.Condition()
+        self._waiting: tuple[int, dict[str, Tensor]] | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="state-saver", daemon=True)
+        self._thread.start()
+
+    def save(self, step: int, state: dict[str, Tensor]) -> None:
+        """Takes `state` (which must not change any more) and returns at once."""
+        with self._changed:
+            self._waiting = (step, state)
+            self._changed.notify()
+
+    def close(self, timeout: float) -> None:
+        """Waits up to `timeout` seconds for a save that has begun, and drops what waits behind it."""
+        with self._changed:
+            self._closing = True
+            self._waiting = None
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closing)
+                if self._waiting is None:
+                    return
+                (step, state), self._waiting = self._waiting, None
+            try:
+                self._upload(step, state)
+            except Exception:
+                logger.exception("training state of step %d could not be saved; training goes on", step)
+
+    def _upload(self, step: int, state: dict[str, Tensor]) -> None:
+        order = self._order
+        prefix = state_folder(order.prefix, step=step, attempt=order.attempt, incarnation=self._incarnation)
+        with tempfile.TemporaryDirectory(prefix="maestro-state-") as folder:
+            path = Path(folder) / STATE_FILE
+            save_file(state, path)
+            entry = self._store.put_file(prefix + STATE_FILE, path)
+        manifest = TrainingStateManifest(
+            job=order.job,
+            attempt=order.attempt,
+            incarnation=self._incarnation,
+            step=step,
+            files={STATE_FILE: entry},
+            created_at=datetime.now(UTC),
+        )
+        if self._store.commit(prefix, manifest):
+            self._on_saved(step, prefix, entry.bytes)
+        self._store.prune_training_states(order.prefix)
