@@ -1,0 +1,144 @@
+"""Carrying out what `policy` decided: network first, then one transaction under the lease."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from time import monotonic
+
+from sqlalchemy.orm import Session
+
+from service import endings, launches, leases, lifecycle, policy
+from service.db import Database
+from service.errors import RayUnreachable
+from service.leases import Claimed, LeaseLost
+from service.lifecycle import Outcome
+from service.models import AttemptRow
+from service.ray_jobs import RayJobs, RayRefused
+from service.settings import Settings
+from service.storage import Storage
+from workers.contract import JobStatus, Reason
+
+Apply = Callable[[Session, datetime], None]
+
+
+class Actions:
+    """What can be done to a claimed job. Every public one ends the lease, or raises LeaseLost."""
+
+    def __init__(self, database: Database, storage: Storage, ray: RayJobs, settings: Settings, *, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._storage = storage
+        self._ray = ray
+        self._settings = settings
+        self._clock = clock
+
+    def carry_out(self, claimed: Claimed, decision: policy.Decision) -> None:
+        match decision:
+            case policy.Wait():
+                self._wait(claimed, decision)
+            case policy.Launch():
+                self._launch(claimed)
+            case policy.Submit():
+                assert claimed.attempt is not None
+                self._submit(claimed, claimed.attempt)
+            case policy.BeginStop():
+                apply = self._transition(claimed, JobStatus.STOPPING, reason=Reason.CANCELLED_BY_USER, detail=None)
+                self.apply(claimed, apply, seconds=0.0)
+            case policy.Kill():
+                self._kill(claimed)
+            case policy.Succeed(result):
+                self._succeed(claimed, result)
+            case policy.Recover(reason, detail, seconds):
+                apply = self._transition(claimed, JobStatus.RECOVERING, reason=reason, detail=detail)
+                self._finish(claimed, apply, reason=reason, detail=detail, seconds=seconds)
+            case policy.End(status, reason, detail, cause):
+                apply = self._transition(claimed, status, reason=reason, detail=detail)
+                self._finish(claimed, apply, reason=cause or reason, detail=detail, seconds=None)
+            case policy.Inspect():
+                raise AssertionError("an inspection is part of deciding")
+
+    def apply(self, claimed: Claimed, apply: Apply, *, seconds: float | None) -> None:
+        """One transaction under the lease, which ends with it; the next look comes in `seconds` (None: never)."""
+        with self._database.write() as session:
+            leases.hold(session, claimed)
+            now = self._clock()
+            apply(session, now)
+            session.flush()
+            leases.release(session, claimed, due_at=None if seconds is None else now + timedelta(seconds=seconds), now=now)
+
+    def renew(self, claimed: Claimed) -> None:
+        """Before something that may take long, when a good part of the lease has gone."""
+        if monotonic() - claimed.since > self._settings.lease_seconds / 3:
+            with self._database.write() as session:
+                leases.renew(session, claimed, seconds=self._settings.lease_seconds)
+
+    def _wait(self, claimed: Claimed, wait: policy.Wait) -> None:
+        def apply(session: Session, now: datetime) -> None:
+            lifecycle.set_reason(session, claimed.job.id, reason=wait.reason, detail=wait.detail, now=now, lease=claimed.token)
+
+        self.apply(claimed, apply, seconds=wait.seconds)
+
+    def _launch(self, claimed: Claimed) -> None:
+        with self._database.write() as session:
+            leases.hold(session, claimed)
+            attempt = launches.create_attempt(session, claimed, now=self._clock())
+        self._submit(claimed, attempt)
+
+    def _submit(self, claimed: Claimed, attempt: AttemptRow) -> None:
+        try:
+            launches.ensure_submitted(self._ray, claimed.job, attempt, self._settings)
+        except RayUnreachable as error:
+            self._wait(claimed, policy.Wait(Reason.RAY_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS))
+            return
+        except RayRefused as error:
+            detail = f"Ray refuses the job: {error}"
+            end = policy.End(JobStatus.FAILED, Reason.INTERNAL_ERROR, detail)
+            self.carry_out(Claimed(claimed.job, attempt, claimed.token, claimed.since), end)
+            return
+
+        def apply(session: Session, now: datetime) -> None:
+            session.get_one(AttemptRow, (attempt.job_id, attempt.number)).submitted_at = now
+            lifecycle.set_reason(session, claimed.job.id, reason=None, detail=None, now=now, lease=claimed.token)
+
+        self.apply(claimed, apply, seconds=policy.ACTIVE_SECONDS)
+
+    def _kill(self, claimed: Claimed) -> None:
+        attempt = claimed.attempt
+        assert attempt is not None
+        try:
+            self._ray.stop(attempt.submission_id)
+        except RayUnreachable as error:
+            self._wait(claimed, policy.Wait(Reason.RAY_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS))
+            return
+
+        def apply(session: Session, now: datetime) -> None:
+            session.get_one(AttemptRow, (attempt.job_id, attempt.number)).stop_requested_at = now
+
+        self.apply(claimed, apply, seconds=policy.ACTIVE_SECONDS)
+
+    def _succeed(self, claimed: Claimed, result: policy.CommittedResult) -> None:
+        def apply(session: Session, now: datetime) -> None:
+            endings.succeed(session, claimed, result, bucket=self._storage.bucket, now=now)
+
+        self._finish(claimed, apply, reason=None, detail=None, seconds=None)
+
+    def _transition(self, claimed: Claimed, to: JobStatus, *, reason: Reason, detail: str | None) -> Apply:
+        def apply(session: Session, now: datetime) -> None:
+            outcome = lifecycle.transition(session, claimed.job.id, to=to, now=now, reason=reason, detail=detail, lease=claimed.token)
+            if outcome is not Outcome.DONE:
+                raise LeaseLost(f"{claimed.job.id}: {outcome.name}")
+
+        return apply
+
+    def _finish(self, claimed: Claimed, apply: Apply, *, reason: Reason | None, detail: str | None, seconds: float | None) -> None:
+        """Close the attempt, if one is open, and `apply` in the same transaction."""
+        attempt = claimed.attempt
+        logs = None
+        if attempt is not None and attempt.ended_at is None:
+            self.renew(claimed)
+            logs = endings.store_logs(self._ray, self._storage, attempt)
+
+        def apply_both(session: Session, now: datetime) -> None:
+            if attempt is not None:
+                endings.end_attempt(session, attempt, now=now, reason=reason, message=detail, logs=logs, bucket=self._storage.bucket)
+            apply(session, now)
+
+        self.apply(claimed, apply_both, seconds=seconds)

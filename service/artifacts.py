@@ -1,0 +1,58 @@
+"""What a job left in object storage, by name: the key below the job's prefix."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.errors import NotFound
+from service.models import ArtifactRow
+from service.views import ArtifactView
+from workers.contract import MANIFEST
+
+
+def job_prefix(job_id: str) -> str:
+    return f"jobs/{job_id}/"
+
+
+def add(
+    session: Session,
+    job_id: str,
+    *,
+    key: str,
+    kind: str,
+    attempt: int,
+    num_bytes: int,
+    bucket: str,
+    at: datetime,
+    sha256: str | None = None,
+) -> None:
+    """Note an object (or, with a key that ends in /, a committed folder), in place of an earlier one of that name."""
+    prefix = job_prefix(job_id)
+    assert key.startswith(prefix), key
+    session.merge(
+        ArtifactRow(
+            job_id=job_id,
+            name=key.removeprefix(prefix),
+            kind=kind,
+            attempt=attempt,
+            bytes=num_bytes,
+            sha256=sha256,
+            uri=f"s3://{bucket}/{key}",
+            created_at=at,
+        )
+    )
+
+
+def list_all(session: Session, job_id: str) -> list[ArtifactView]:
+    rows = session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.created_at, ArtifactRow.name))
+    return [ArtifactView.of(row) for row in rows]
+
+
+def object_key(session: Session, job_id: str, name: str) -> str:
+    """The key of the object to read; for a folder that of its manifest."""
+    names = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.name.in_([name, name.rstrip("/") + "/"]))
+    known = session.scalars(names.order_by(ArtifactRow.name)).first()
+    if known is None:
+        raise NotFound(f"Job {job_id} has no artifact {name!r}.")
+    return job_prefix(job_id) + (known + MANIFEST if known.endswith("/") else known)

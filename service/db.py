@@ -1,0 +1,117 @@
+"""The database: engine, transactions and its clock. All SQL that differs between databases is here."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, create_engine, event
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+_WRITES = "maestro_writes"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, always UTC; SQLite keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "a naive datetime has no place in the database"
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class JsonValue(TypeDecorator[Any]):
+    """JSON in which None is SQL's NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+
+class db_now(FunctionElement[datetime]):
+    """The database's clock, some seconds on: machines disagree about the time, so leases go by this one alone."""
+
+    type = UtcDateTime()
+    inherit_cache = False
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = float(seconds)
+        super().__init__()
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    # six digits of fraction, as SQLAlchemy stores datetimes: they are compared as text
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '{element.seconds:+.3f} seconds')"
+
+
+@compiles(db_now)
+def _standard_now(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"clock_timestamp() + interval '{element.seconds:.3f} seconds'"
+
+
+class Database:
+    """Sessions on one database: `read()` sees a snapshot, `write()` is one transaction, committed at its end."""
+
+    def __init__(self, url: str) -> None:
+        is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        connect_args = {"check_same_thread": False, "timeout": 30.0} if is_sqlite else {}
+        self.engine = create_engine(
+            url,
+            connect_args=connect_args,
+            pool_size=20,
+            max_overflow=30,
+            pool_timeout=30,
+            json_serializer=_strict_json,
+            hide_parameters=True,
+        )
+        if is_sqlite:
+            event.listen(self.engine, "connect", _sqlite_connect)
+            event.listen(self.engine, "begin", _sqlite_begin)
+        self.writer = self.engine.execution_options(**{_WRITES: True})
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with Session(self.writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _strict_json(value: Any) -> str:
+    # NaN is not JSON: PostgreSQL refuses it, and so would every client of ours
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _sqlite_connect(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # the driver begins no transaction of its own
+    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    # A deferred BEGIN that reads and then writes fails with SQLITE_BUSY_SNAPSHOT, whatever the time-out: writers lock first.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,137 @@
+"""`python -m service.dispatcher`: claims due jobs, looks, decides and acts outside any transaction, and applies under the lease."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from service import endings, leases, policy
+from service.actions import Actions
+from service.db import Database, utc_now
+from service.errors import RayUnreachable, StorageUnreachable
+from service.leases import Claimed, LeaseLost
+from service.migrations.schema import require_head
+from service.models import AttemptRow
+from service.processlog import configure_logging
+from service.ray_jobs import HttpRayJobs, RayJobs
+from service.settings import Settings, load_settings
+from service.storage import S3Storage, Storage
+from service.world import World
+from workers.contract import JobStatus, Reason
+
+log = logging.getLogger(__name__)
+
+ERROR_SECONDS = 10.0
+
+
+class Dispatcher:
+    """Drives every job from queued to its end. Any number may run: what two of them do is the same, or is refused to one."""
+
+    def __init__(
+        self, database: Database, storage: Storage, ray: RayJobs, settings: Settings, *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._ray = ray
+        self._settings = settings
+        self._clock = clock
+        self._actions = Actions(database, storage, ray, settings, clock=clock)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End after the job at hand."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Until `stop()`. The database's absence is waited out: trainings go on without us."""
+        pause = self._settings.poll_seconds
+        while not self._stopping.is_set():
+            try:
+                self.tick()
+                pause = self._settings.poll_seconds
+            except Exception:
+                pause = min(pause * 2, ERROR_SECONDS)
+                log.exception("a round failed; the next one comes in %.1f s", pause)
+            self._stopping.wait(pause)
+        with self._database.write() as session:
+            leases.release_all(session, self._owner)
+
+    def tick(self) -> int:
+        """One round over all due jobs; answers how many there were."""
+        now = self._clock()
+        with self._database.read() as session:
+            if not leases.is_any_due(session, now):
+                return 0
+        with self._database.write() as session:
+            due = leases.claim(session, owner=self._owner, now=now, seconds=self._settings.lease_seconds)
+        world = World(self._database, self._storage, self._ray)
+        for claimed in due:
+            if self._stopping.is_set():
+                break  # `run` releases the other leases
+            self._drive(claimed, world)
+        return len(due)
+
+    def _drive(self, claimed: Claimed, world: World) -> None:
+        job_id = claimed.job.id
+        try:
+            try:
+                self._actions.renew(claimed)
+                self._actions.carry_out(claimed, self._decide(claimed, world))
+            except LeaseLost:
+                raise
+            except Exception:  # one job's trouble must not stop the others
+                log.exception("job %s: this look failed; the next one comes in %.0f s", job_id, ERROR_SECONDS)
+                self._actions.apply(claimed, lambda session, now: None, seconds=ERROR_SECONDS)
+        except LeaseLost as error:
+            log.warning("job %s: the lease was lost, what was done is discarded: %s", job_id, error)
+
+    def _decide(self, claimed: Claimed, world: World) -> policy.Decision:
+        job, attempt = claimed.job, claimed.attempt
+        cancel = policy.heed_cancel(job, attempt)
+        if cancel is not None:
+            return cancel
+        if job.status in (JobStatus.QUEUED, JobStatus.RECOVERING):
+            return policy.before_launch(job, world.readiness())
+        assert attempt is not None, f"job {job.id} is {job.status} without an attempt"
+        if job.status == JobStatus.STARTING and attempt.submitted_at is None:
+            return policy.Submit()
+        try:
+            ray_job = world.info(attempt.submission_id)
+        except RayUnreachable as error:
+            return policy.Wait(Reason.RAY_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS)
+        decision = policy.during(job, attempt, ray_job, now=self._clock(), grace_seconds=self._settings.stop_grace_seconds)
+        if not isinstance(decision, policy.Inspect):
+            return decision
+        try:
+            result = endings.read_result(self._storage, job.id, job.kind)
+        except StorageUnreachable as error:
+            return policy.Wait(Reason.STORAGE_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS)
+        except endings.ManifestInvalid as error:
+            return policy.End(JobStatus.FAILED, Reason.CONTRACT_MISMATCH, str(error))
+        with self._database.read() as session:  # its workers' last words may have come since the lease began
+            attempt = session.get_one(AttemptRow, (attempt.job_id, attempt.number))
+        return policy.after(job, attempt, ray_job, result, backoff_seconds=self._settings.retry_backoff_seconds)
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging()
+    database = Database(settings.database_url)
+    require_head(database)
+    storage = S3Storage.of(settings)
+    ray = HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
+    dispatcher = Dispatcher(database, storage, ray, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: dispatcher.stop())
+    log.info("dispatching for %s", settings.ray_url)
+    dispatcher.run()
+    ray.close()
+    database.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The end of an attempt: what it left in object storage, its logs, and the rows that tell of it."""
+
+import logging
+from datetime import datetime
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from service import artifacts, events
+from service.errors import RayUnreachable, StorageUnreachable
+from service.jsonable import jsonable
+from service.leases import Claimed, LeaseLost
+from service.lifecycle import Outcome, transition
+from service.models import AttemptRow
+from service.policy import CommittedResult
+from service.ray_jobs import RayJobs
+from service.storage import ObjectNotFound, Storage, StoredObject
+from workers.contract import MANIFEST, EncoderManifest, EventType, JobStatus, Reason, result_prefix
+
+log = logging.getLogger(__name__)
+
+MAX_LOG_CHARACTERS = 5 * 2**20
+_ROAD_TO_SUCCESS = (JobStatus.RUNNING, JobStatus.FINALIZING, JobStatus.SUCCEEDED)
+
+
+class ManifestInvalid(Exception):
+    """The result's manifest cannot be read."""
+
+
+def read_result(storage: Storage, job_id: str, kind: str) -> CommittedResult | None:
+    """The job's committed result; None where there is none. Raises StorageUnreachable, ManifestInvalid."""
+    key = result_prefix(artifacts.job_prefix(job_id), kind) + MANIFEST
+    try:
+        text = storage.read_text(key)
+    except ObjectNotFound:
+        return None
+    try:
+        manifest = EncoderManifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ManifestInvalid(f"{key} is not a manifest of this version: {error.errors()[0]['msg']}") from None
+    if manifest.job != job_id:
+        raise ManifestInvalid(f"{key} belongs to job {manifest.job}")
+    return CommittedResult(manifest, len(text.encode()))
+
+
+def store_logs(ray: RayJobs, storage: Storage, attempt: AttemptRow) -> StoredObject | None:
+    """Ray forgets its logs, so they are kept. None where they cannot be had: that changes nothing else."""
+    key = f"{artifacts.job_prefix(attempt.job_id)}logs/attempt-{attempt.number}.txt"
+    try:
+        text = ray.logs(attempt.submission_id)
+        if text is None:
+            return None
+        text = text[-MAX_LOG_CHARACTERS:]
+        storage.put_text(key, text)
+    except (RayUnreachable, StorageUnreachable, ObjectNotFound) as error:
+        log.warning("the log of %s is not kept: %s", attempt.submission_id, error)
+        return None
+    return StoredObject(key, len(text.encode(errors="replace")))
+
+
+def end_attempt(
+    session: Session,
+    attempt: AttemptRow,
+    *,
+    now: datetime,
+    reason: Reason | None,
+    message: str | None,
+    logs: StoredObject | None,
+    bucket: str,
+) -> None:
+    """Close the attempt: its reports are refused from now on."""
+    row = session.get_one(AttemptRow, (attempt.job_id, attempt.number))
+    if row.ended_at is not None:
+        return
+    row.ended_at = now
+    row.reason, row.message = row.reason or reason, row.message or message
+    events.append(session, row.job_id, EventType.ATTEMPT_ENDED, {"reason": row.reason, "message": row.message}, at=now, attempt=row.number)
+    if logs is not None:
+        row.log_key = logs.key
+        artifacts.add(session, row.job_id, key=logs.key, kind="log", attempt=row.number, num_bytes=logs.bytes, bucket=bucket, at=now)
+
+
+def succeed(session: Session, claimed: Claimed, result: CommittedResult, *, bucket: str, now: datetime) -> None:
+    """The result's files as artifacts, and the job through all statuses that it was not in yet: reports may have been lost."""
+    job, manifest = claimed.job, result.manifest
+    folder = result_prefix(artifacts.job_prefix(job.id), manifest.kind)
+    kind = "probe" if manifest.kind == "probe" else "encoder"
+    sizes = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()} | {MANIFEST: (result.num_bytes, None)}
+    for name, (num_bytes, sha256) in sizes.items():
+        artifacts.add(
+            session,
+            job.id,
+            key=folder + name,
+            kind=kind,
+            attempt=manifest.attempt,
+            num_bytes=num_bytes,
+            sha256=sha256,
+            bucket=bucket,
+            at=now,
+        )
+    metrics = jsonable(manifest.model_dump()["metrics"])
+    for status in _ROAD_TO_SUCCESS:
+        changes = {"metrics": metrics, "result_uri": f"s3://{bucket}/{folder}"} if status.is_terminal else {}
+        outcome = transition(session, job.id, to=status, now=now, lease=claimed.token, **changes)
+        if outcome is Outcome.LOST_LEASE:
+            raise LeaseLost(job.id)
+    assert outcome is Outcome.DONE, outcome

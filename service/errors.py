@@ -1,0 +1,192 @@
+"""What can go wrong in the service, and how it is told: RFC 9457 problem+json.
+
+Problem
+├── Invalid               422  a field of the request; names it and the remedy
+├── NotAuthenticated      401
+├── NotFound              404
+├── Conflict              409
+│   └── StaleAttempt           a report of an attempt that is not the job's current one
+└── Unavailable           503  something we need does not answer; try again
+    ├── StorageUnreachable
+    └── RayUnreachable
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from mae_core.config import FinetuneSpec, PretrainSpec, ProbeSpec
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 5
+
+
+class Problem(Exception):
+    """An error with an answer of its own."""
+
+    status = 500
+    type = "internal-error"
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, errors: Sequence[Mapping[str, str]] = (), headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+
+
+class Invalid(Problem):
+    """The request cannot be carried out as it is."""
+
+    status, type, title = 422, "invalid-request", "The request is not valid"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}", errors=[{"field": field, "message": message}])
+
+
+class NotAuthenticated(Problem):
+    """No token, or a wrong one."""
+
+    status, type, title = 401, "not-authenticated", "A valid token is needed"
+
+    def __init__(self, detail: str = "Send the header `Authorization: Bearer <token>` with a valid token.") -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class NotFound(Problem):
+    """There is no such thing."""
+
+    status, type, title = 404, "not-found", "Not found"
+
+
+class Conflict(Problem):
+    """The thing is not in a state that allows this."""
+
+    status, type, title = 409, "conflict", "Not possible now"
+
+
+class StaleAttempt(Conflict):
+    """The attempt is not the job's current one, or has ended; its workers should stop."""
+
+    type, title = "stale-attempt", "The attempt is over"
+
+
+class Unavailable(Problem):
+    """Something the service needs does not answer."""
+
+    status, type, title = 503, "unavailable", "Not available now"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+class StorageUnreachable(Unavailable):
+    """Object storage does not answer, or refuses us."""
+
+    type, title = "storage-unreachable", "Object storage does not answer"
+
+
+class RayUnreachable(Unavailable):
+    """The Ray cluster does not answer, or refuses us: what it does is unknown."""
+
+    type, title = "ray-unreachable", "The Ray cluster does not answer"
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of this app a problem+json."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(OperationalError, _on_database)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+def spec_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Pydantic's errors as (field, message), the field as a user writes it: `model.image_size`."""
+    found = []
+    for error in errors:
+        message = str(error["msg"]).removeprefix("Value error, ")
+        path = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
+        if error["type"] == "json_invalid":
+            path, message = [], f"the body is not JSON: {error.get('ctx', {}).get('error', message)}"
+        elif error["type"].startswith("union_tag"):
+            path.append("kind")
+        elif path and path[0] in _KINDS:
+            path = path[1:]
+        found.append({"field": _named_field(".".join(path), message) or "body", "message": message})
+    return found
+
+
+def _named_field(path: str, message: str) -> str:
+    """A check over several fields is told of the section; its message begins with the field it means."""
+    match = re.match(r"[a-z_]+(\.[a-z_]+)*", message)
+    lead = match[0] if match else ""
+    for candidate in (f"{path}.{lead}".lstrip("."), lead):
+        if candidate in _FIELDS:
+            return candidate
+    return path
+
+
+def _field_paths(model: type[BaseModel], prefix: str = "") -> set[str]:
+    paths = set()
+    for name, field in model.model_fields.items():
+        paths.add(prefix + name)
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                paths |= _field_paths(part, f"{prefix}{name}.")
+    return paths
+
+
+_KINDS: dict[str, type[BaseModel]] = {"pretrain": PretrainSpec, "probe": ProbeSpec, "finetune": FinetuneSpec}
+_FIELDS = set[str]().union(*(_field_paths(spec) for spec in _KINDS.values()))
+
+
+def _problem(
+    *, status: int, type: str, title: str, detail: str, errors: Sequence[Mapping[str, str]] = (), headers: Any = None
+) -> JSONResponse:
+    body: dict[str, Any] = {"type": f"urn:maestro:{type}", "title": title, "status": status, "detail": detail}
+    if errors:
+        body["errors"] = list(errors)
+    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _on_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Problem)
+    return _problem(
+        status=error.status, type=error.type, title=error.title, detail=error.detail, errors=error.errors, headers=error.headers
+    )
+
+
+def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = spec_errors(error.errors())
+    detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors)
+    return _problem(status=Invalid.status, type=Invalid.type, title=Invalid.title, detail=detail, errors=errors)
+
+
+def _on_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = re.sub(r"[^a-z]+", "-", str(error.detail).lower()).strip("-") if error.status_code != 404 else "not-found"
+    return _problem(
+        status=error.status_code, type=kind, title=str(error.detail), detail=f"{request.method} {request.url.path}", headers=error.headers
+    )
+
+
+def _on_database(request: Request, error: Exception) -> JSONResponse:
+    log.error("the database does not answer: %s", error)
+    return _on_problem(request, Unavailable("The database does not answer now; try again."))
+
+
+def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    # Starlette logs the traceback itself; nothing of it is for the client
+    return _problem(status=500, type=Problem.type, title=Problem.title, detail="An error in MAEstro itself; it is in the API's log.")

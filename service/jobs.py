@@ -1,0 +1,180 @@
+"""Jobs: submit, get, list, cancel. Statuses change in `lifecycle` alone."""
+
+import base64
+import binascii
+import hashlib
+import json
+import secrets
+import string
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Select, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from mae_core.config import FinetuneSpec, PretrainSpec, ProbeSpec
+from service import events
+from service.db import Database, utc_now
+from service.errors import Conflict, Invalid, NotFound
+from service.lifecycle import transition
+from service.models import JobRow
+from service.settings import Settings
+from service.sources import check_sources
+from service.storage import Storage
+from service.submission import resolve_encoder
+from service.views import JobPage, JobSummary, JobView
+from workers.contract import DesiredState, EventType, JobStatus, Reason
+
+Spec = PretrainSpec | ProbeSpec | FinetuneSpec
+_ALPHABET = string.digits + string.ascii_lowercase
+
+
+@dataclass(frozen=True)
+class Submitted:
+    job: JobView
+    is_new: bool
+
+
+def new_job_id(now: datetime) -> str:
+    """Time first, so that ids sort roughly by age, then chance: 17 characters of [a-z0-9]."""
+    number, digits = int(now.timestamp() * 1000), ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _ALPHABET[digit] + digits
+    return digits.rjust(9, "0") + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def submit(database: Database, storage: Storage, settings: Settings, spec: Spec, *, idempotency_key: str | None) -> Submitted:
+    """Keep a new job, or answer the one that this key and body made before."""
+    body_hash = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    if idempotency_key is not None:
+        with database.read() as session:
+            known = _repeat_of(session, idempotency_key, body_hash)
+        if known is not None:
+            return known
+    _check_workers(spec, settings)
+    if settings.sources_are_local:
+        check_sources(spec)
+    resolved = resolve_encoder(database, storage, spec, sources_are_local=settings.sources_are_local)  # asks storage: in no transaction
+    try:
+        with database.write() as session:
+            if idempotency_key is not None and (known := _repeat_of(session, idempotency_key, body_hash)) is not None:
+                return known
+            return Submitted(_insert(session, resolved, idempotency_key=idempotency_key, body_hash=body_hash), is_new=True)
+    except IntegrityError:  # where writers do not queue up, as in PostgreSQL, the same key may have won meanwhile
+        if idempotency_key is None:
+            raise
+        with database.read() as session:
+            known = _repeat_of(session, idempotency_key, body_hash)
+        if known is None:
+            raise
+        return known
+
+
+def _check_workers(spec: Spec, settings: Settings) -> None:
+    if spec.resources.num_workers > settings.max_workers_per_job:
+        raise Invalid(
+            "resources.num_workers",
+            f"{spec.resources.num_workers} workers are more than this service allows; ask for {settings.max_workers_per_job} or fewer",
+        )
+
+
+def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
+    row = session.scalar(select(JobRow).where(JobRow.idempotency_key == key))
+    if row is None:
+        return None
+    if row.body_hash != body_hash:
+        raise Invalid("Idempotency-Key", f"this key was used before with another body, for job {row.id}; use a new key for a new job")
+    return Submitted(JobView.of(row), is_new=False)
+
+
+def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_hash: str) -> JobView:
+    now = utc_now()
+    row = JobRow(
+        id=new_job_id(now),
+        name=spec.name,
+        kind=spec.kind,
+        labels=dict(spec.labels),
+        spec=spec.model_dump(mode="json"),
+        idempotency_key=idempotency_key,
+        body_hash=body_hash,
+        status=JobStatus.QUEUED,
+        desired_state=DesiredState.RUN,
+        attempt=0,
+        version=1,
+        created_at=now,
+        due_at=now,
+    )
+    session.add(row)
+    session.flush()
+    events.append(session, row.id, EventType.JOB_QUEUED, {"kind": spec.kind, "name": spec.name}, at=now)
+    return JobView.of(row)
+
+
+def find(session: Session, job_id: str) -> JobRow:
+    row = session.get(JobRow, job_id)
+    if row is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return row
+
+
+def get(session: Session, job_id: str) -> JobView:
+    return JobView.of(find(session, job_id))
+
+
+def list_page(
+    session: Session, *, status: JobStatus | None = None, kind: str | None = None, limit: int = 50, cursor: str | None = None
+) -> JobPage:
+    """Newest first."""
+    query: Select[JobRow] = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+    if status is not None:
+        query = query.where(JobRow.status == status)
+    if kind is not None:
+        query = query.where(JobRow.kind == kind)
+    if cursor is not None:
+        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_read_cursor(cursor)))
+    rows = list(session.scalars(query).all())
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return JobPage(jobs=[JobSummary.model_validate(row) for row in rows], next_cursor=_cursor(rows[-1]) if more else None)
+
+
+def _cursor(row: JobRow) -> str:
+    return base64.urlsafe_b64encode(f"{row.created_at.isoformat()}|{row.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        created_at, _, job_id = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode().partition("|")
+        at = datetime.fromisoformat(created_at)
+        if at.tzinfo is None:
+            raise ValueError("no zone")
+    except (ValueError, binascii.Error):
+        raise Invalid("cursor", "not a cursor of this list; use the next_cursor of an earlier answer, or leave it out") from None
+    return at, job_id
+
+
+def request_cancel(session: Session, job_id: str) -> tuple[JobView, bool]:
+    """Note that the user wants the job cancelled; whether it is already. Needs no dispatcher: it acts, or workers hear, when they can."""
+    row = find(session, job_id)
+    if row.status == JobStatus.CANCELLED:
+        return JobView.of(row), True
+    if JobStatus(row.status).is_terminal:
+        raise Conflict(f"Job {job_id} has {row.status} already; only a job that has not ended can be cancelled.")
+    if row.desired_state != DesiredState.CANCEL:
+        now = utc_now()
+        row.desired_state, row.cancel_requested_at, row.due_at = DesiredState.CANCEL, now, now
+        row.version += 1
+        events.append(session, job_id, EventType.CANCEL_REQUESTED, {}, at=now, attempt=row.attempt or None)
+        if row.status == JobStatus.QUEUED and row.lease_token is None:
+            session.flush()
+            transition(session, job_id, to=JobStatus.CANCELLED, now=now, reason=Reason.CANCELLED_BY_USER)
+        session.flush()
+        session.refresh(row)
+    return JobView.of(row), False
+
+
+def wake(session: Session, job_id: str, now: datetime) -> None:
+    """Have a dispatcher look at the job at once."""
+    session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.due_at.is_not(None)).values(due_at=now))

@@ -1,0 +1,100 @@
+"""The only writer of a job's status: one guarded UPDATE, and its event in the same transaction."""
+
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.orm import Session
+
+from service import events
+from service.models import JobRow
+from workers.contract import EventType, JobStatus, Reason
+
+ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.CANCELLED}),
+    JobStatus.STARTING: frozenset({JobStatus.RUNNING, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.FINALIZING: frozenset({JobStatus.SUCCEEDED, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.RECOVERING: frozenset({JobStatus.STARTING, JobStatus.STOPPING}),
+    JobStatus.STOPPING: frozenset({JobStatus.CANCELLED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+}
+
+
+class Outcome(Enum):
+    """What became of a transition."""
+
+    DONE = auto()
+    ALREADY_THERE = auto()
+    ILLEGAL = auto()
+    LOST_LEASE = auto()
+
+
+def transition(
+    session: Session,
+    job_id: str,
+    *,
+    to: JobStatus,
+    now: datetime,
+    reason: Reason | None = None,
+    detail: str | None = None,
+    lease: str | None = None,
+    **changes: Any,
+) -> Outcome:
+    """Move a job to another status, with other columns that change along. With `lease`, only while that lease holds."""
+    before = session.execute(select(JobRow.status, JobRow.started_at).where(JobRow.id == job_id).with_for_update()).one()
+    values: dict[str, Any] = {"status": to, "reason": reason, "detail": detail, "version": JobRow.version + 1} | changes
+    if to is JobStatus.RUNNING and before.started_at is None:
+        values["started_at"] = now
+    if to.is_terminal:
+        values |= {"finished_at": now, "due_at": None}
+    allowed_from = [status for status, targets in ALLOWED.items() if to in targets]
+    statement = update(JobRow).where(JobRow.id == job_id, JobRow.status.in_(allowed_from)).values(values)
+    if lease is not None:
+        statement = statement.where(JobRow.lease_token == lease)
+    if _count(session, statement) == 0:
+        return _classify(session, job_id, to=to, lease=lease)
+    data = {"from": before.status, "to": to, "reason": reason, "detail": detail}
+    events.append(session, job_id, EventType.STATUS_CHANGED, data, at=now, attempt=_attempt(session, job_id))
+    return Outcome.DONE
+
+
+def set_reason(
+    session: Session, job_id: str, *, reason: Reason | None, detail: str | None, now: datetime, lease: str | None = None
+) -> Outcome:
+    """Say why a job waits, or that it no longer does. An event only where that is news."""
+    row = session.execute(
+        select(JobRow.reason, JobRow.detail, JobRow.lease_token, JobRow.status).where(JobRow.id == job_id).with_for_update()
+    ).one()
+    if lease is not None and row.lease_token != lease:
+        return Outcome.LOST_LEASE
+    if (row.reason, row.detail) == (reason, detail):
+        return Outcome.ALREADY_THERE
+    if JobStatus(row.status).is_terminal:
+        return Outcome.ILLEGAL
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(reason=reason, detail=detail, version=JobRow.version + 1))
+    events.append(
+        session, job_id, EventType.REASON_CHANGED, {"reason": reason, "detail": detail}, at=now, attempt=_attempt(session, job_id)
+    )
+    return Outcome.DONE
+
+
+def _classify(session: Session, job_id: str, *, to: JobStatus, lease: str | None) -> Outcome:
+    row = session.execute(select(JobRow.status, JobRow.lease_token).where(JobRow.id == job_id)).one()
+    if lease is not None and row.lease_token != lease:
+        return Outcome.LOST_LEASE
+    return Outcome.ALREADY_THERE if row.status == to else Outcome.ILLEGAL
+
+
+def _attempt(session: Session, job_id: str) -> int | None:
+    return session.execute(select(JobRow.attempt).where(JobRow.id == job_id)).scalar_one() or None
+
+
+def _count(session: Session, statement: Any) -> int:
+    result = session.execute(statement, execution_options={"synchronize_session": False})
+    assert isinstance(result, CursorResult)
+    return result.rowcount

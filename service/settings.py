@@ -1,0 +1,82 @@
+"""Every setting of the service, from the environment (`MAESTRO_*`). S3 credentials come from the standard `AWS_*` variables."""
+
+import sys
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PREFIX = "MAESTRO_"
+
+
+class Settings(BaseSettings):
+    """What a deployment decides. A field's description is the remedy told when it is missing or wrong."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", hide_input_in_errors=True)
+
+    database_url: str = Field(description="Set it to sqlite:////absolute/path/maestro.db.")
+    secret_key: SecretStr = Field(
+        min_length=32, description="Set it to 32 or more random characters: python -c 'import secrets; print(secrets.token_urlsafe(48))'."
+    )
+    api_token: SecretStr = Field(
+        min_length=20, description="Set it to 20 or more random characters: python -c 'import secrets; print(secrets.token_urlsafe(32))'."
+    )
+    host: str = Field(default="127.0.0.1", description="Set it to the address the API listens on.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Set it to the port the API listens on.")
+    service_url: str = Field(
+        pattern=r"^https?://\S+$", description="Set it to this API's address as the workers reach it, such as http://10.0.0.5:8000."
+    )
+
+    ray_url: str = Field(pattern=r"^https?://\S+$", description="Set it to the address of Ray's dashboard, such as http://127.0.0.1:8265.")
+    ray_token: SecretStr = Field(min_length=1, description="Set it to the cluster's RAY_AUTH_TOKEN.")
+    worker_python: str = Field(default="python", min_length=1, description="Set it to the Python of the cluster's machines.")
+
+    s3_endpoint: str | None = Field(default=None, description="Set it to the object store's address; leave it out for AWS.")
+    s3_public_endpoint: str | None = Field(default=None, description="Set it to the object store's address as users reach it.")
+    s3_region: str = Field(default="us-east-1", description="Set it to the bucket's region.")
+    s3_bucket: str = Field(min_length=3, description="Set it to the bucket that holds the jobs' results.")
+
+    max_workers_per_job: int = Field(default=64, ge=1, description="Set it to the most workers that one job may ask for.")
+    sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
+
+    poll_seconds: float = Field(default=0.25, gt=0, le=5, description="Set it to the dispatcher's pause between looks at the queue.")
+    lease_seconds: float = Field(default=45.0, ge=5, description="Set it to how long a dispatcher may hold a job.")
+    retry_backoff_seconds: float = Field(default=2.0, ge=0, description="Set it to the pause before a second attempt.")
+    stop_grace_seconds: float = Field(default=20.0, ge=0, description="Set it to the time a cancelled run has to stop by itself.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if not value.startswith("sqlite:///") or value == "sqlite:///":
+            raise ValueError("only a SQLite file is supported")
+        return value
+
+    @field_validator("service_url", "ray_url", "s3_endpoint", "s3_public_endpoint")
+    @classmethod
+    def _no_trailing_slash(cls, value: str | None) -> str | None:
+        return value.rstrip("/") if value else None
+
+    @model_validator(mode="after")
+    def _public_endpoint(self) -> Self:
+        self.s3_public_endpoint = self.s3_public_endpoint or self.s3_endpoint
+        return self
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each setting that is missing or wrong: its variable, what is wrong, the remedy. Values are never shown."""
+    lines = ["The service cannot start; these settings are missing or wrong:"]
+    for item in error.errors():
+        field = str(item["loc"][0]) if item["loc"] else ""
+        what = "is not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
+        known = Settings.model_fields.get(field)
+        lines.append(f"  {_PREFIX}{field.upper()}: {what}. {known.description if known else ''}".rstrip())
+    return "\n".join(lines)
+
+
+def load_settings() -> Settings:
+    """The settings of the environment; exits 2 with one clear message where they do not do."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        sys.stderr.write(explain(error) + "\n")
+        raise SystemExit(2) from None

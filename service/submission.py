@@ -1,0 +1,96 @@
+"""What a spec refers to is looked up once, at submission, and frozen into it."""
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mae_core.config import EncoderRef, FinetuneSpec, ModelConfig, PretrainSpec, ProbeSpec
+from service.db import Database
+from service.errors import Invalid, spec_errors
+from service.models import JobRow
+from service.storage import ObjectNotFound, Storage, split_uri
+from workers.contract import MANIFEST, EncoderManifest, JobStatus
+
+Labelled = ProbeSpec | FinetuneSpec
+_FILES = ("config.json", "model.safetensors")
+
+
+def resolve_encoder(
+    database: Database, storage: Storage, spec: PretrainSpec | Labelled, *, sources_are_local: bool
+) -> PretrainSpec | Labelled:
+    """The spec with its encoder named by an artifact and with the encoder's model; or Invalid with what to do."""
+    if isinstance(spec, PretrainSpec) or spec.encoder.init is not None:
+        return spec
+    if spec.encoder.file is not None:
+        return _from_file(spec, spec.encoder.file, sources_are_local=sources_are_local)
+    field = "encoder.job" if spec.encoder.job is not None else "encoder.artifact"
+    uri = _job_result(database, spec.encoder.job) if spec.encoder.job is not None else spec.encoder.artifact
+    assert uri is not None
+    uri = uri.rstrip("/") + "/"
+    model = _read_model(storage, uri, field=field)
+    frozen = spec.model_copy(update={"encoder": EncoderRef(artifact=uri)})
+    return _with_model(frozen, model, where=uri)
+
+
+def _job_result(database: Database, job_id: str) -> str:
+    field = "encoder.job"
+    with database.read() as session:
+        row = session.get(JobRow, job_id)
+    if row is None:
+        raise Invalid(field, f"there is no job {job_id}")
+    if row.kind != "pretrain":
+        raise Invalid(field, f"job {job_id} is a {row.kind}; name a pretrain job, or give the encoder as an artifact")
+    if row.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+        raise Invalid(field, f"job {job_id} is {row.status}, so it left no encoder; name a job that has succeeded")
+    if row.status != JobStatus.SUCCEEDED or row.result_uri is None:
+        raise Invalid(field, f"job {job_id} is {row.status}; submit again when it has succeeded")
+    return row.result_uri
+
+
+def _read_model(storage: Storage, uri: str, *, field: str) -> ModelConfig:
+    bucket, key = split_uri(uri)
+    try:
+        text = storage.read_text(key + MANIFEST, bucket=bucket)
+    except ObjectNotFound:
+        raise Invalid(field, f"{uri} does not exist: there is no {MANIFEST} in it; name a folder that a job has committed") from None
+    return _model_of(text, field=field, where=uri)
+
+
+def _model_of(text: str, *, field: str, where: str) -> ModelConfig:
+    try:
+        manifest = EncoderManifest.model_validate_json(text)
+    except ValidationError:
+        raise Invalid(field, f"the {MANIFEST} of {where} is not an encoder's of this version of MAEstro; name another") from None
+    if manifest.kind == "probe":
+        raise Invalid(field, f"{where} is the result of a probe, which has no encoder of its own; name the probe's encoder")
+    return manifest.model
+
+
+def _with_model(spec: Labelled, model: ModelConfig, *, where: str) -> Labelled:
+    try:
+        return spec.with_model(model, where=where)
+    except ValidationError as error:
+        first = spec_errors(error.errors())[0]
+        field = "model" if first["field"] == "body" else first["field"]
+        raise Invalid(field, f"with the encoder {where}: {first['message']}") from None
+    except ValueError as error:
+        raise Invalid("model", str(error)) from None
+
+
+def _from_file(spec: Labelled, path: str, *, sources_are_local: bool) -> Labelled:
+    field = "encoder.file"
+    if not sources_are_local:
+        raise Invalid(field, "this service does not see its workers' disks; put the encoder into object storage and give its artifact")
+    folder = Path(path)
+    if not folder.is_absolute():
+        raise Invalid(field, f"{path!r} must be an absolute path")
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise Invalid(field, f"{path!r} is not an encoder: it has no {' and no '.join(missing)}")
+    try:
+        text = (folder / MANIFEST).read_text()
+        json.loads(text)
+    except (OSError, ValueError):
+        return spec  # an encoder from elsewhere: the worker reads its config.json
+    return _with_model(spec, _model_of(text, field=field, where=path), where=path)

@@ -1,0 +1,97 @@
+"""What the API answers."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from service.models import ArtifactRow, EventRow, JobRow
+from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason, RunProgress
+
+
+class View(BaseModel):
+    """An answer. JSON has no NaN: NaN and infinity are strings."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings", from_attributes=True)
+
+
+class JobSummary(View):
+    id: str
+    name: str
+    kind: str
+    status: JobStatus
+    reason: Reason | None
+    detail: str | None
+    desired_state: DesiredState
+    labels: dict[str, str]
+    attempt: int
+    progress: RunProgress | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobView(JobSummary):
+    spec: dict[str, Any]
+    reason_message: str | None
+    metrics: dict[str, Any] | None
+    result_uri: str | None
+    version: int
+
+    @classmethod
+    def of(cls, row: JobRow) -> Self:
+        message = REASON_RULES[Reason(row.reason)].message if row.reason else None
+        return cls(**{name: getattr(row, name) for name in cls.model_fields if name != "reason_message"}, reason_message=message)
+
+
+class JobPage(View):
+    jobs: list[JobSummary]
+    next_cursor: str | None
+
+
+class EventView(View):
+    id: int
+    type: str
+    at: datetime
+    attempt: int | None
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: EventRow) -> Self:
+        return cls.model_validate(row)
+
+
+class EventPage(View):
+    events: list[EventView]
+    next_after: int
+
+
+class Series(View):
+    steps: list[int]
+    values: list[float]
+
+
+class MetricsView(View):
+    series: dict[str, Series]
+
+
+class ArtifactView(View):
+    name: str
+    kind: str
+    bytes: int
+    sha256: str | None
+    uri: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: ArtifactRow) -> Self:
+        return cls.model_validate(row)
+
+
+class ArtifactList(View):
+    artifacts: list[ArtifactView]
+
+
+class Readiness(View):
+    ready: bool
+    missing: dict[str, str]
