@@ -27,7 +27,6 @@ Json = dict[str, Any]
 T = TypeVar("T")
 _AWAY = (httpx.TransportError,)
 _AWAY_STATUS = frozenset({502, 503, 504})
-_CHUNK_BYTES = 1 << 20
 _STREAM_TIMEOUT = httpx.Timeout(30.0, read=60.0)  # a stream that says nothing for a minute is opened anew
 
 
@@ -210,13 +209,14 @@ class MaestroClient:
         def once() -> None:
             url = self._request("GET", _path(job, "artifacts", *name.split("/"))).headers["location"]
             have = partial.stat().st_size if partial.exists() else 0
-            with self._storage.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+            with self._storage.stream("GET", url, headers=headers) as response:
                 if response.status_code == 416:  # all of it is here already, or it is another file: the checksum tells
                     return
                 if response.status_code not in (200, 206):
                     raise DownloadError(f"{name} of job {job}: the object store answered {response.status_code}")
                 with partial.open("ab" if response.status_code == 206 else "wb") as output:
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                    for chunk in response.iter_bytes():
                         output.write(chunk)
 
         self._patiently(once)

@@ -102,9 +102,9 @@ class Child:
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             self._process.terminate()
             self._process.wait(grace_seconds)
-        self.sweep()
         self._process.kill()
         self._process.wait()
+        self.sweep()
 
     def sweep(self) -> int:
         """SIGKILL to the process and its descendants."""

@@ -1,0 +1,227 @@
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mae_core.config import ModelConfig, PretrainSpec
+from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable, parse_stream, safe_path
+from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
+from workers.contract import EncoderManifest, FileEntry
+
+TOKEN = "t" * 32
+
+
+def answer_json(content: Any, *, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+
+@contextmanager
+def client_of(answer: Callable[[Request], Answer], *, patience_seconds: float = 5.0) -> Iterator[tuple[MaestroClient, ScriptedServer]]:
+    with (
+        scripted_server(answer) as server,
+        MaestroClient(server.url, TOKEN, patience_seconds=patience_seconds, sleep=lambda _: None) as client,
+    ):
+        yield client, server
+
+
+def test_a_submission_is_repeated_with_the_same_key_until_it_is_answered() -> None:
+    answers = iter([Answer(status=0), Answer(status=503), answer_json({"id": "j1"}, status=201)])
+    with client_of(lambda _: next(answers)) as (client, server):
+        assert client.submit({"kind": "pretrain"}) == {"id": "j1"}
+    keys = {request.headers["idempotency-key"] for request in server.requests}
+    assert len(server.requests) == 3
+    assert len(keys) == 1
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {TOKEN}"}
+
+
+def test_two_submissions_have_different_keys() -> None:
+    with client_of(lambda _: answer_json({"id": "j1"}, status=201)) as (client, server):
+        client.submit({})
+        client.submit({})
+    first, second = server.requests
+    assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
+
+
+def test_an_error_carries_the_problem() -> None:
+    problem = {"type": "urn:maestro:invalid-spec", "title": "Invalid", "status": 422, "detail": "The spec is not valid."}
+    fields = [{"field": "optim.epochs", "message": "must be at least 1"}]
+    answer = answer_json(problem | {"errors": fields}, status=422)
+    with client_of(lambda _: answer) as (client, server), pytest.raises(ApiError, match=r"optim\.epochs: must be at least 1") as caught:
+        client.submit({})
+    assert (caught.value.status, caught.value.type, caught.value.detail) == (422, "urn:maestro:invalid-spec", "The spec is not valid.")
+    assert len(server.requests) == 1  # a refusal is not repeated
+
+
+def test_an_answer_that_is_no_problem_json_is_an_error_too() -> None:
+    with client_of(lambda _: Answer(404, b"<html>nothing here</html>")) as (client, _), pytest.raises(ApiError, match="nothing here"):
+        client.job("j1")
+
+
+def test_a_service_that_is_not_there_is_named_with_the_remedy() -> None:
+    with (
+        MaestroClient("http://127.0.0.1:1", TOKEN, patience_seconds=0, sleep=lambda _: None) as client,
+        pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:1 .*maestro up"),
+    ):
+        client.job("j1")
+
+
+def test_jobs_follow_the_cursor_up_to_the_limit() -> None:
+    pages = {None: {"jobs": [{"id": "a"}, {"id": "b"}], "next_cursor": "c1"}, "c1": {"jobs": [{"id": "c"}], "next_cursor": None}}
+
+    def answer(request: Request) -> Answer:
+        return answer_json(pages["c1" if "cursor=c1" in request.path else None])
+
+    with client_of(answer) as (client, server):
+        assert [job["id"] for job in client.jobs(status="running")] == ["a", "b", "c"]
+        assert [job["id"] for job in client.jobs(limit=2)] == ["a", "b"]
+    assert "status=running" in server.requests[1].path
+    assert len(server.requests) == 3
+
+
+def test_events_are_paged() -> None:
+    pages = iter([{"events": [{"id": 4}, {"id": 7}], "next_after": 7}, {"events": [], "next_after": 7}])
+    with client_of(lambda _: answer_json(next(pages))) as (client, server):
+        assert [event["id"] for event in client.events("j1", after=3)] == [4, 7]
+    assert [request.path.partition("after=")[2] for request in server.requests] == ["3", "7"]
+
+
+def sse(*messages: str) -> bytes:
+    return "".join(f"{message}\n\n" for message in messages).encode()
+
+
+def test_messages_of_a_stream() -> None:
+    lines = iter(
+        ["", ": ping", "event: event", "id: 7", 'data: {"type":', 'data: "x"}', "", "event: end", "data: {}", "", "event: cut off"]
+    )
+    assert list(parse_stream(lines)) == [Message("event", {"type": "x"}, 7), Message("end", {})]
+
+
+def test_a_broken_stream_is_taken_up_after_the_last_event() -> None:
+    first = sse('event: event\nid: 1\ndata: {"n": 1}', 'event: progress\ndata: {"step": 5}')
+    rest = sse('event: event\nid: 2\ndata: {"n": 2}', 'event: end\ndata: {"status": "succeeded"}')
+    answers = iter([Answer(body=first + b"event: ev", cut_at=len(first) + 5), Answer(status=0), Answer(status=503), Answer(body=rest)])
+    with client_of(lambda _: next(answers)) as (client, server):
+        messages = list(client.stream("j1"))
+    assert [(message.event, message.id) for message in messages] == [("event", 1), ("progress", None), ("event", 2), ("end", None)]
+    assert [request.headers.get("last-event-id") for request in server.requests] == [None, "1", "1", "1"]
+
+
+def test_a_stream_of_an_unknown_job_is_an_error() -> None:
+    with (
+        client_of(lambda _: answer_json({"detail": "There is no job j1."}, status=404)) as (client, _),
+        pytest.raises(ApiError, match="no job j1"),
+    ):
+        list(client.stream("j1"))
+
+
+CONTENT = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def storage(content: bytes = CONTENT, *, cuts: Iterator[int | None] | None = None) -> Callable[[Request], Answer]:
+    """A service that redirects to a store which knows Range, and may break off."""
+    cuts = cuts or iter(lambda: None, 1)
+
+    def answer(request: Request) -> Answer:
+        if request.path.startswith("/v1/"):
+            return Answer(307, headers={"Location": f"http://{request.headers['host']}/store"})
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        if start >= len(content):
+            return Answer(416)
+        return Answer(206 if start else 200, content[start:], cut_at=next(cuts))
+
+    return answer
+
+
+def test_a_download_goes_on_where_it_broke_off(tmp_path: Path) -> None:
+    with client_of(storage(cuts=iter([5000, 2000, None]))) as (client, server):
+        file = client.download("j1", "encoder/model.safetensors", tmp_path / "deep" / "model", sha256=SHA256)
+    assert file.read_bytes() == CONTENT
+    assert [request.headers.get("range") for request in server.requests if request.path == "/store"] == [None, "bytes=5000-", "bytes=7000-"]
+    assert not any("authorization" in request.headers for request in server.requests if request.path == "/store")
+    assert [path.name for path in file.parent.iterdir()] == ["model"]
+
+
+def test_an_earlier_programs_partial_file_is_used_and_a_whole_one_is_not_loaded_again(tmp_path: Path) -> None:
+    (tmp_path / ".model.partial").write_bytes(CONTENT[:6000])
+    with client_of(storage()) as (client, server):
+        client.download("j1", "model", tmp_path / "model", sha256=SHA256)
+        assert server.requests[-1].headers["range"] == "bytes=6000-"
+        num_requests = len(server.requests)
+        client.download("j1", "model", tmp_path / "model", sha256=SHA256)
+        assert len(server.requests) == num_requests
+
+
+def test_a_partial_file_of_something_else_is_thrown_away(tmp_path: Path) -> None:
+    (tmp_path / ".model.partial").write_bytes(b"something else")
+    with client_of(storage()) as (client, _):
+        client.download("j1", "model", tmp_path / "model", sha256=SHA256)
+    assert (tmp_path / "model").read_bytes() == CONTENT
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    with client_of(storage(b"damaged")) as (client, _), pytest.raises(DownloadError, match="damaged in the object store"):
+        client.download("j1", "model", tmp_path / "model", sha256=SHA256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def manifest_of(files: dict[str, bytes]) -> bytes:
+    model = ModelConfig(arch="vit_tiny_patch2", image_size=8, in_chans=1)
+    spec = PretrainSpec.model_validate({"kind": "pretrain", "name": "x", "model": model.model_dump(), "data": {"source": "digits"}})
+    manifest = EncoderManifest(
+        job="j1",
+        attempt=1,
+        kind="pretrain",
+        created_at=datetime.now(UTC),
+        model=model,
+        normalize=spec.data.normalize_for(1),
+        spec=spec,
+        metrics={},
+        versions={},
+        git_revision=None,
+        files={name: FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest()) for name, content in files.items()},
+    )
+    return manifest.model_dump_json().encode()
+
+
+def result_store(files: dict[str, bytes]) -> Callable[[Request], Answer]:
+    def answer(request: Request) -> Answer:
+        if request.path == "/v1/jobs/j1":
+            return answer_json({"id": "j1", "kind": "pretrain", "status": "succeeded", "result_uri": "s3://b/jobs/j1/encoder/"})
+        if request.path.startswith("/v1/jobs/j1/artifacts/encoder/"):
+            return Answer(307, headers={"Location": f"http://{request.headers['host']}/{request.path.rpartition('encoder/')[2]}"})
+        return Answer(body=files[request.path.removeprefix("/")])
+
+    return answer
+
+
+def test_a_result_is_downloaded_by_its_manifest(tmp_path: Path) -> None:
+    files = {"config.json": b"{}", "model.safetensors": CONTENT}
+    with client_of(result_store(files | {"manifest.json": manifest_of(files)})) as (client, _):
+        manifest, folder = client.download_result("j1", tmp_path / "to")
+    assert set(manifest.files) == set(files)
+    assert {path.name for path in folder.iterdir()} == {*files, "manifest.json"}
+
+
+def test_a_result_that_does_not_fit_its_manifest_leaves_no_manifest(tmp_path: Path) -> None:
+    files = {"config.json": b"{}"}
+    with client_of(result_store({"config.json": b"[]", "manifest.json": manifest_of(files)})) as (client, _), pytest.raises(DownloadError):
+        client.download_result("j1", tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../b", "", "a\\b"])
+def test_a_manifest_cannot_write_outside_its_folder(name: str) -> None:
+    with pytest.raises(DownloadError, match="outside its folder"):
+        safe_path(name)
+
+
+def test_patience_ends() -> None:
+    with client_of(lambda _: Answer(status=503), patience_seconds=0.0) as (client, server), pytest.raises(ApiError):
+        client.job("j1")
+    assert len(server.requests) == 1
