@@ -4,12 +4,16 @@ import os
 import secrets
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from service.client import MaestroClient
+from service.home import Home
 from service.local import RayHead, Seaweedfs, storage_environment
-from service.processes import sweep
+from service.processes import free_ports, sweep
+from service.up import Installation, running
 
 PROJECT = Path(__file__).parent.parent
 
@@ -61,3 +65,45 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"NO REAL DATA: {folder} does not exist; set MAESTRO_TEST_DATA to a folder with cifar10.tar and imagenet-500.tar")
     return folder
+
+
+@dataclass
+class LiveService:
+    """A whole installation. Nothing restarts what a test kills, until the test does."""
+
+    installation: Installation
+    client: MaestroClient
+
+    @property
+    def url(self) -> str:
+        return self.installation.url
+
+    @property
+    def home(self) -> Home:
+        return self.installation.home
+
+    def kill_api(self) -> None:
+        """kill -9."""
+        self.installation.api.child.kill()
+
+    def start_api(self) -> None:
+        self.installation.api.launch()
+        self.installation.api.child.wait_ready(timeout_seconds=60)
+
+    def kill_dispatcher(self) -> None:
+        """kill -9."""
+        self.installation.dispatcher.child.kill()
+
+    def start_dispatcher(self) -> None:
+        self.installation.dispatcher.launch()
+
+
+@pytest.fixture(scope="session")
+def live_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    """SeaweedFS, Ray, the API and the dispatcher, as `maestro up` starts them, and a client."""
+    home = Home(tmp_path_factory.mktemp("maestro") / "home")
+    with (
+        running(home, port=free_ports(1)[0], say=print) as installation,
+        MaestroClient(installation.url, home.secrets().api_token, patience_seconds=30) as client,
+    ):
+        yield LiveService(installation, client)
