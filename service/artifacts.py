@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
@@ -42,6 +42,14 @@ def add(
             created_at=at,
         )
     )
+
+
+def keep_newest(session: Session, job_id: str, *, kind: str, number: int) -> None:
+    """Forget the others of this kind; their names sort by age."""
+    session.flush()
+    names = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.kind == kind)
+    old = session.scalars(names.order_by(ArtifactRow.name.desc()).offset(number)).all()
+    session.execute(delete(ArtifactRow).where(ArtifactRow.job_id == job_id, ArtifactRow.name.in_(old)))
 
 
 def list_all(session: Session, job_id: str) -> list[ArtifactView]:

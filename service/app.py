@@ -1,0 +1,59 @@
+"""The API: `create_app(settings)`; `python -m service.app` serves it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI
+
+from service import errors
+from service.auth import require_api_token
+from service.db import Database
+from service.migrations.schema import require_head
+from service.processlog import configure_logging
+from service.ray_jobs import HttpRayJobs, RayJobs
+from service.routes import health, jobs, reports, runs
+from service.settings import Settings, load_settings
+from service.storage import S3Storage, Storage
+
+MAX_BODY_BYTES = 2**20
+DRAIN_SECONDS = 3  # streams have no end of their own
+
+
+def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJobs | None = None) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.database.close()
+
+    app = FastAPI(
+        title="MAEstro", version="1", summary="Distributed training of masked autoencoders", lifespan=lifespan, max_body_size=MAX_BODY_BYTES
+    )
+    app.state.settings = settings
+    app.state.database = Database(settings.database_url)
+    app.state.storage = storage or S3Storage.of(settings)
+    app.state.ray = ray or HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
+    app.state.readiness = health.ReadinessCache()
+    errors.install(app)
+    users = APIRouter(dependencies=[Depends(require_api_token)])
+    users.include_router(jobs.router)
+    users.include_router(runs.router)
+    app.include_router(users, prefix="/v1")
+    app.include_router(reports.router, prefix="/v1")
+    app.include_router(health.router)
+    return app
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging()
+    app = create_app(settings)
+    require_head(app.state.database)
+    # one process: SQLite has one writer, and a job's streams poll it
+    uvicorn.run(
+        app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What workers tell: one short transaction for each report, in which a repeat changes nothing."""
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service import artifacts, events, jobs, metrics
+from service.db import Database, utc_now
+from service.errors import Conflict, Invalid, NotFound, StaleAttempt
+from service.jsonable import jsonable
+from service.lifecycle import transition
+from service.models import AttemptRow, JobRow
+from workers.contract import (
+    CONTRACT_VERSION,
+    WORKER_EVENTS,
+    DesiredState,
+    Event,
+    EventType,
+    JobStatus,
+    Reason,
+    Report,
+    ReportAnswer,
+    result_prefix,
+)
+
+log = logging.getLogger(__name__)
+
+KEPT_TRAINING_STATES = 2  # as many as workers leave in storage (workers.objects)
+_ARTIFACT_KINDS = {EventType.RECONSTRUCTIONS_WRITTEN: "reconstruction", EventType.TRAINING_STATE_COMMITTED: "training_state"}
+# after these the run will be over soon: the dispatcher should look without delay
+_LAST_WORDS = {EventType.RUN_FAILED, EventType.RUN_STOPPED, EventType.RESULT_COMMITTED}
+
+
+def record(database: Database, job_id: str, attempt_number: int, report: Report, *, bucket: str) -> ReportAnswer:
+    if report.contract != CONTRACT_VERSION:
+        raise Conflict(
+            f"The report has contract version {report.contract}, this service {CONTRACT_VERSION}: install the same on all hosts."
+        )
+    for event in report.events:
+        if event.type not in WORKER_EVENTS:
+            raise Invalid("events", f"{event.type} is not for workers to tell")
+    with database.write() as session:
+        job = session.get(JobRow, job_id, with_for_update=True)
+        attempt = session.get(AttemptRow, (job_id, attempt_number))
+        if job is None or attempt is None:
+            raise NotFound(f"Job {job_id} has no attempt {attempt_number}.")
+        if job.attempt != attempt_number or attempt.ended_at is not None or JobStatus(job.status).is_terminal:
+            raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
+        answer = ReportAnswer(desired_state=DesiredState(job.desired_state))
+        key = {"attempt": attempt_number, "incarnation": report.incarnation, "sequence": report.sequence}
+        if not metrics.append(session, job_id, points=report.points, **key):
+            return answer
+        now = utc_now()
+        is_newest = attempt.incarnation is None or report.incarnation >= attempt.incarnation
+        if is_newest:
+            attempt.incarnation = report.incarnation
+        if report.progress is not None and is_newest:
+            job.progress = report.progress.model_dump(mode="json")
+        for event in report.events:
+            events.append(session, job_id, event.type, event.data, at=event.at, attempt=attempt_number)
+            _follow(session, job, attempt, event, bucket=bucket, now=now)
+        return answer
+
+
+def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *, bucket: str, now: datetime) -> None:
+    """What follows from one event."""
+    job_id = job.id
+    if event.type is EventType.WORKERS_STARTED:
+        attempt.started_at = attempt.started_at or now
+        _advance(session, job_id, JobStatus.RUNNING, expected=JobStatus.STARTING, now=now)
+    elif event.type is EventType.TRAINING_ENDED:
+        _advance(session, job_id, JobStatus.FINALIZING, expected=JobStatus.RUNNING, now=now)
+    elif event.type is EventType.RUN_FAILED:
+        attempt.reason, attempt.message = _reason(event.data), str(event.data.get("message", ""))[:4000]
+    elif event.type in _ARTIFACT_KINDS:
+        _add_artifact(session, attempt, event, bucket=bucket)
+    elif event.type is EventType.RESULT_COMMITTED:
+        uri = f"s3://{bucket}/{result_prefix(artifacts.job_prefix(job_id), job.kind)}"
+        if event.data.get("uri") == uri:
+            job.result_uri, job.metrics = uri, jsonable(event.data.get("metrics"))
+    if event.type in _LAST_WORDS:
+        session.flush()
+        jobs.wake(session, job_id, now)
+
+
+def _advance(session: Session, job_id: str, to: JobStatus, *, expected: JobStatus, now: datetime) -> None:
+    session.flush()
+    if session.scalar(select(JobRow.status).where(JobRow.id == job_id)) == expected:
+        transition(session, job_id, to=to, now=now)
+
+
+def _reason(data: dict[str, Any]) -> Reason:
+    try:
+        return Reason(data.get("reason", ""))
+    except ValueError:
+        return Reason.INTERNAL_ERROR
+
+
+def _add_artifact(session: Session, attempt: AttemptRow, event: Event, *, bucket: str) -> None:
+    """A report that cannot be read as an artifact is still a report: its training must not hang on it."""
+    key, num_bytes, sha256 = event.data.get("key"), event.data.get("bytes"), event.data.get("sha256")
+    if not isinstance(key, str) or not key.startswith(artifacts.job_prefix(attempt.job_id)) or not isinstance(num_bytes, int):
+        log.warning("job %s: an event %s without a usable key and size", attempt.job_id, event.type)
+        return
+    artifacts.add(
+        session,
+        attempt.job_id,
+        key=key,
+        kind=_ARTIFACT_KINDS[event.type],
+        attempt=attempt.number,
+        num_bytes=num_bytes,
+        sha256=sha256 if isinstance(sha256, str) else None,
+        bucket=bucket,
+        at=event.at,
+    )
+    if event.type is EventType.TRAINING_STATE_COMMITTED:
+        artifacts.keep_newest(session, attempt.job_id, kind=_ARTIFACT_KINDS[event.type], number=KEPT_TRAINING_STATES)

@@ -1,0 +1,57 @@
+"""Jobs: submit, list, get, cancel."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+
+from mae_core.config import RunSpec
+from service import jobs
+from service.routes.answers import PROBLEMS, answer
+from service.routes.state import DatabaseDep, SettingsDep, StorageDep
+from service.views import JobPage, JobView
+from workers.contract import JobStatus
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
+MAX_LIMIT = 200
+
+
+@router.post("", response_model=JobView, status_code=201, responses={200: {"model": JobView, "description": "A repeat: the same job"}})
+def submit_job(
+    spec: RunSpec,
+    database: DatabaseDep,
+    storage: StorageDep,
+    settings: SettingsDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> Response:
+    """Submit a spec. A repeat with the same `Idempotency-Key` and body answers the same job."""
+    submitted = jobs.submit(database, storage, settings, spec, idempotency_key=idempotency_key)
+    return answer(submitted.job, status_code=201 if submitted.is_new else 200, headers={"Location": f"/v1/jobs/{submitted.job.id}"})
+
+
+@router.get("", response_model=JobPage)
+def list_jobs(
+    database: DatabaseDep,
+    status: JobStatus | None = None,
+    kind: Literal["pretrain", "probe", "finetune"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
+    cursor: str | None = None,
+) -> Response:
+    """Jobs, newest first."""
+    with database.read() as session:
+        return answer(jobs.list_page(session, status=status, kind=kind, limit=limit, cursor=cursor))
+
+
+@router.get("/{job_id}", response_model=JobView)
+def get_job(job_id: str, database: DatabaseDep) -> Response:
+    with database.read() as session:
+        return answer(jobs.get(session, job_id))
+
+
+@router.post(
+    "/{job_id}/cancel", response_model=JobView, status_code=202, responses={200: {"model": JobView, "description": "Already cancelled"}}
+)
+def cancel_job(job_id: str, database: DatabaseDep) -> Response:
+    """Ask for a job's end. 202: it will be cancelled; 200: it is cancelled already; 409: it has ended otherwise."""
+    with database.write() as session:
+        view, was_cancelled = jobs.request_cancel(session, job_id)
+    return answer(view, status_code=200 if was_cancelled else 202)
