@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from service import errors
 from service.auth import require_api_token
+from service.bodylimit import BodyLimit
 from service.db import Database
 from service.migrations.schema import require_head
 from service.processlog import configure_logging
@@ -16,7 +17,6 @@ from service.routes import health, jobs, reports, runs
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 
-MAX_BODY_BYTES = 2**20
 DRAIN_SECONDS = 3  # streams have no end of their own
 
 
@@ -26,15 +26,14 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
         yield
         app.state.database.close()
 
-    app = FastAPI(
-        title="MAEstro", version="1", summary="Distributed training of masked autoencoders", lifespan=lifespan, max_body_size=MAX_BODY_BYTES
-    )
+    app = FastAPI(title="MAEstro", version="1", summary="Distributed training of masked autoencoders", lifespan=lifespan)
     app.state.settings = settings
     app.state.database = Database(settings.database_url)
     app.state.storage = storage or S3Storage.of(settings)
     app.state.ray = ray or HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
+    app.add_middleware(BodyLimit)
     users = APIRouter(dependencies=[Depends(require_api_token)])
     users.include_router(jobs.router)
     users.include_router(runs.router)

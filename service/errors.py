@@ -14,6 +14,7 @@ Problem
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
@@ -113,28 +114,31 @@ def install(app: FastAPI) -> None:
 
 def spec_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Pydantic's errors as (field, message), the field as a user writes it: `model.image_size`."""
-    found = []
-    for error in errors:
-        message = str(error["msg"]).removeprefix("Value error, ")
-        path = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
-        if error["type"] == "json_invalid":
-            path, message = [], f"the body is not JSON: {error.get('ctx', {}).get('error', message)}"
-        elif error["type"].startswith("union_tag"):
-            path.append("kind")
-        elif path and path[0] in _KINDS:
-            path = path[1:]
-        found.append({"field": _named_field(".".join(path), message) or "body", "message": message})
-    return found
+    return [_spec_error(error) for error in errors]
+
+
+def _spec_error(error: Mapping[str, Any]) -> dict[str, str]:
+    kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
+    path = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
+    if path and path[0] in _KINDS:
+        path = path[1:]
+    field = ".".join(path)
+    if kind == "json_invalid":
+        return {"field": "body", "message": f"the body is not JSON: {error.get('ctx', {}).get('error', message)}"}
+    if kind.startswith("union_tag"):
+        return {"field": "kind", "message": f"write one of {', '.join(_KINDS)}"}
+    if kind == "extra_forbidden":
+        near = get_close_matches(field, _FIELDS, n=1)
+        return {"field": field, "message": "there is no such field here" + (f"; did you mean {near[0]}?" if near else "")}
+    field = _named_field(field, message)
+    return {"field": field or "body", "message": message.removeprefix(f"{field.rpartition('.')[2]}: ").removeprefix(f"{field}: ")}
 
 
 def _named_field(path: str, message: str) -> str:
     """A check over several fields is told of the section; its message begins with the field it means."""
     match = re.match(r"[a-z_]+(\.[a-z_]+)*", message)
     lead = match[0] if match else ""
-    for candidate in (f"{path}.{lead}".lstrip("."), lead):
-        if candidate in _FIELDS:
-            return candidate
-    return path
+    return next((name for name in (f"{path}.{lead}".lstrip("."), lead) if name in _FIELDS), path)
 
 
 def _field_paths(model: type[BaseModel], prefix: str = "") -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.jsonable import jsonable
 from service.models import MetricBatchRow
 from service.views import Series
 from workers.contract import Points
@@ -29,7 +30,7 @@ def append(session: Session, job_id: str, *, attempt: int, incarnation: int, seq
             attempt=attempt,
             incarnation=incarnation,
             sequence=sequence,
-            points=points.model_dump(mode="json") if points is not None and steps else None,
+            points=jsonable(points.model_dump()) if points is not None and steps else None,
             first_step=min(steps, default=None),
             last_step=max(steps, default=None),
         )

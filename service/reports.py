@@ -58,7 +58,7 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
         if is_newest:
             attempt.incarnation = report.incarnation
         if report.progress is not None and is_newest:
-            job.progress = report.progress.model_dump(mode="json")
+            job.progress = jsonable(report.progress.model_dump())
         for event in report.events:
             events.append(session, job_id, event.type, event.data, at=event.at, attempt=attempt_number)
             _follow(session, job, attempt, event, bucket=bucket, now=now)

@@ -8,11 +8,10 @@ from service.routes.answers import PROBLEMS
 from service.routes.state import DatabaseDep, StorageDep
 from workers.contract import Report, ReportAnswer
 
-MAX_REPORT_BYTES = 4 * 2**20
 router = APIRouter(prefix="/jobs", tags=["workers"], responses=PROBLEMS, dependencies=[Depends(require_attempt_token)])
 
 
-@router.post("/{job_id}/attempts/{attempt}/reports", max_body_size=MAX_REPORT_BYTES)
+@router.post("/{job_id}/attempts/{attempt}/reports")
 def add_report(job_id: str, attempt: int, report: Report, database: DatabaseDep, storage: StorageDep) -> ReportAnswer:
     """Points, events and progress of an attempt; a repeat changes nothing. 409 `stale-attempt`: the attempt is over, stop."""
     return reports.record(database, job_id, attempt, report, bucket=storage.bucket)

@@ -1,0 +1,39 @@
+"""Object storage in memory. `tests/integration/test_storage.py` holds it to the real one's behaviour."""
+
+from service.errors import StorageUnreachable
+from service.storage import ObjectNotFound, StoredObject
+
+
+class FakeStorage:
+    """One bucket that exists, and objects by bucket and key."""
+
+    def __init__(self, bucket: str = "maestro") -> None:
+        self.bucket = bucket
+        self.objects: dict[tuple[str, str], str] = {}
+        self.is_down = False
+
+    def _reach(self) -> None:
+        if self.is_down:
+            raise StorageUnreachable("Object storage does not answer (fake).")
+
+    def check(self) -> None:
+        self._reach()
+
+    def read_text(self, key: str, *, bucket: str | None = None) -> str:
+        self._reach()
+        try:
+            return self.objects[bucket or self.bucket, key]
+        except KeyError:
+            raise ObjectNotFound(key) from None
+
+    def put_text(self, key: str, text: str) -> None:
+        self._reach()
+        self.objects[self.bucket, key] = text
+
+    def list(self, prefix: str) -> "list[StoredObject]":
+        self._reach()
+        found = [(key, text) for (bucket, key), text in self.objects.items() if bucket == self.bucket and key.startswith(prefix)]
+        return [StoredObject(key, len(text.encode())) for key, text in sorted(found)]
+
+    def presign(self, key: str) -> str:
+        return f"http://public.example/{self.bucket}/{key}?X-Amz-Signature=fake"

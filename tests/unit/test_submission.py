@@ -1,0 +1,131 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from service.models import JobRow
+from service.ray_jobs import RayStatus
+from tests.unit.service_fixtures import PRETRAIN, PROBE, Service, manifest_for
+from workers.contract import JobStatus
+
+
+def probe(client: TestClient, **encoder: str) -> Any:
+    return client.post("/v1/jobs", json=PROBE | {"encoder": encoder})
+
+
+def error(answer: Any) -> tuple[str, str]:
+    assert answer.status_code == 422, answer.text
+    return answer.json()["errors"][0]["field"], answer.json()["errors"][0]["message"]
+
+
+@pytest.fixture
+def pretrained(service: Service) -> str:
+    job_id = service.start()
+    service.commit_result(job_id)
+    service.ray.end(f"{job_id}-a1", RayStatus.SUCCEEDED)
+    service.tick(2)
+    return job_id
+
+
+def test_a_job_is_frozen_into_its_artifact_with_its_model(client: TestClient, pretrained: str) -> None:
+    answer = probe(client, job=pretrained)
+    assert answer.status_code == 201, answer.text
+    spec = answer.json()["spec"]
+    assert spec["encoder"] == {"job": None, "artifact": f"s3://maestro/jobs/{pretrained}/encoder/", "file": None, "init": None}
+    assert spec["model"] == {"arch": "vit_tiny_patch2", "image_size": [8, 8], "in_chans": 1}
+
+
+def test_a_repeat_is_answered_though_its_encoder_is_gone(client: TestClient, service: Service, pretrained: str) -> None:
+    body, headers = PROBE | {"encoder": {"job": pretrained}}, {"Idempotency-Key": "k"}
+    first = client.post("/v1/jobs", json=body, headers=headers)
+    service.storage.objects.clear()
+    again = client.post("/v1/jobs", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+
+
+def test_an_artifact(client: TestClient, service: Service, pretrained: str) -> None:
+    uri = f"s3://maestro/jobs/{pretrained}/encoder"
+    assert probe(client, artifact=uri).json()["spec"]["encoder"]["artifact"] == uri + "/"
+    service.storage.objects["elsewhere", "a/manifest.json"] = manifest_for(service.job(pretrained)).model_dump_json()
+    assert probe(client, artifact="s3://elsewhere/a/").status_code == 201
+
+
+def test_a_job_that_does_not_do(client: TestClient, service: Service, pretrained: str) -> None:
+    assert error(probe(client, job="nope")) == ("encoder.job", "there is no job nope")
+    running = service.start()
+    field, message = error(probe(client, job=running))
+    assert (field, message) == ("encoder.job", f"job {running} is running; submit again when it has succeeded")
+    service_probe = probe(client, job=pretrained).json()["id"]
+    assert "is a probe" in error(probe(client, job=service_probe))[1]
+    with service.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == running).values(status=JobStatus.FAILED))
+    assert "left no encoder" in error(probe(client, job=running))[1]
+
+
+def test_an_artifact_that_does_not_do(client: TestClient, service: Service, pretrained: str) -> None:
+    field, message = error(probe(client, artifact="s3://maestro/nope/"))
+    assert field == "encoder.artifact"
+    assert "s3://maestro/nope/ does not exist" in message
+    service.storage.put_text("bad/manifest.json", "{}")
+    assert "is not an encoder's" in error(probe(client, artifact="s3://maestro/bad/"))[1]
+    service.storage.put_text("probe/manifest.json", manifest_for(service.job(pretrained), kind="probe").model_dump_json())
+    assert "the result of a probe" in error(probe(client, artifact="s3://maestro/probe/"))[1]
+
+
+def test_a_model_that_is_not_the_encoders(client: TestClient, pretrained: str) -> None:
+    model = {"arch": "vit_tiny_patch4", "image_size": 8, "in_chans": 1}
+    field, message = error(client.post("/v1/jobs", json=PROBE | {"encoder": {"job": pretrained}, "model": model}))
+    assert field == "model"
+    assert "'vit_tiny_patch4' (encoder: 'vit_tiny_patch2')" in message
+
+
+def test_an_encoder_that_does_not_fit_the_data(client: TestClient, service: Service) -> None:
+    job_id = service.submit(PRETRAIN | {"model": {"arch": "vit_tiny_patch2", "image_size": 8, "in_chans": 3}, "data": {"source": "/data"}})
+    service.storage.put_text("e/manifest.json", manifest_for(service.job(job_id)).model_dump_json())
+    field, message = error(probe(client, artifact="s3://maestro/e/"))
+    assert field == "model.in_chans"
+    assert "the digits have 1 channel, not 3" in message
+
+
+def test_storage_that_is_away_is_503_and_keeps_nothing(client: TestClient, service: Service, pretrained: str) -> None:
+    service.storage.is_down = True
+    answer = probe(client, job=pretrained)
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:maestro:storage-unreachable"
+    assert answer.headers["retry-after"]
+    assert len(client.get("/v1/jobs").json()["jobs"]) == 1
+
+
+def test_storage_is_asked_in_no_transaction(client: TestClient, service: Service, pretrained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = service.storage.read_text
+
+    def read_text(key: str, *, bucket: str | None = None) -> str:
+        assert service.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        service.submit()  # would wait for ever on a writer
+        return real(key, bucket=bucket)
+
+    monkeypatch.setattr(service.storage, "read_text", read_text)
+    assert probe(client, job=pretrained).status_code == 201
+
+
+def test_a_file_needs_a_service_that_sees_it(client: TestClient, tmp_path: Path) -> None:
+    assert "give its artifact" in error(probe(client, file=str(tmp_path)))[1]
+
+
+def test_a_file(client: TestClient, service: Service, pretrained: str, tmp_path: Path) -> None:
+    object.__setattr__(service.settings, "sources_are_local", True)
+    assert "absolute path" in error(probe(client, file="encoder"))[1]
+    assert "no config.json and no model.safetensors" in error(probe(client, file=str(tmp_path)))[1]
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    assert probe(client, file=str(tmp_path)).json()["spec"]["model"] is None
+    (tmp_path / "manifest.json").write_text(manifest_for(service.job(pretrained)).model_dump_json())
+    assert probe(client, file=str(tmp_path)).json()["spec"]["model"]["arch"] == "vit_tiny_patch2"
+
+
+def test_random_weights_need_nothing(client: TestClient, service: Service) -> None:
+    service.storage.is_down = True
+    model = {"arch": "vit_tiny_patch2", "image_size": 8, "in_chans": 1}
+    assert client.post("/v1/jobs", json=PROBE | {"encoder": {"init": "random"}, "model": model}).status_code == 201
