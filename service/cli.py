@@ -12,8 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from service import watch as terminal
@@ -145,12 +143,15 @@ def jobs(
     if as_json:
         _print_json(found)
         return
-    table = Table("id", "name", "kind", "status", "progress", "created", box=None)
+    rows = [("ID", "NAME", "KIND", "STATUS", "STEP", "CREATED")]
     for job in found:
         status_text = f"{job['status']} ({job['reason']})" if job.get("reason") else job["status"]
-        progress = terminal.progress_figures(job["progress"]) if job.get("progress") else ""
-        table.add_row(*(Text(cell) for cell in (job["id"], job["name"], job["kind"], status_text, progress, job["created_at"][:19])))
-    Console(soft_wrap=True).print(table if found else "no jobs")
+        progress = job.get("progress")
+        steps = f"{progress['step']}/{progress['num_steps']}" if progress else ""
+        rows.append((job["id"], job["name"], job["kind"], status_text, steps, job["created_at"][:19]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @app.command()

@@ -122,7 +122,8 @@ class RayHead:
         self._ports = dict(zip(_RAY_PORTS, free_ports(len(_RAY_PORTS)), strict=True))
         self.address = f"{LOOPBACK}:{self._ports['port']}"
         self.url = f"http://{LOOPBACK}:{self._ports['dashboard-port']}"
-        settings = ray_environment(token) | environment
+        # RAY_ADDRESS: Ray Train's helper actors look for "the" cluster of the machine, and fail where there are two.
+        settings = ray_environment(token) | {"RAY_ADDRESS": self.address} | environment
         self.child = Child("Ray", self._command(), environment=child_environment(run, **settings), log=log, is_ready=self._answers)
 
     def _command(self) -> list[str]:
@@ -175,6 +176,7 @@ def ray_environment(token: str) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # left alone, Ray rewrites 127.0.0.1 and listens on all interfaces
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_COLOR_PREFIX": "0",
         "GLOO_SOCKET_IFNAME": loopback_interface(),
         "NCCL_SOCKET_IFNAME": loopback_interface(),
     }

@@ -98,7 +98,7 @@ def test_lists_and_shows(service: Service) -> None:
     code, out, _ = maestro("jobs")
     assert code == 0
     assert "cells [x]" in out
-    assert "step 1/4" in out
+    assert "  1/4  " in out
     assert json.loads(maestro("jobs", "--json")[1]) == [service.job]
     assert json.loads(maestro("show", "j1", "--json")[1]) == service.job
     code, out, _ = maestro("show", "j1")
