@@ -250,6 +250,8 @@ class TrainingStateManifest(Strict):
 class EncoderManifest(Strict):
     """Commits a run's result (a probe's too): what it is, what made it, and its files. Written last, with `If-None-Match: *`."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
     contract: int = CONTRACT_VERSION
     job: str
     attempt: int

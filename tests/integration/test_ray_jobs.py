@@ -1,0 +1,130 @@
+"""One body for a real Ray head and for the fake that unit tests use."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from service.errors import RayUnreachable
+from service.local import RayHead
+from service.processes import free_ports
+from service.ray_jobs import AlreadyExists, HttpRayJobs, RayJob, RayJobs, RayStatus
+from tests.unit.fake_ray import FakeRay
+
+
+@dataclass
+class Cluster:
+    """A Ray, and the means to wait for what it does (the fake is told to do it)."""
+
+    ray: RayJobs
+    settle: Callable[[str, RayStatus], None]
+    num_cpus: float
+
+
+def wait_for(ray: RayJobs, submission_id: str, status: RayStatus) -> RayJob:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        job = ray.info(submission_id)
+        if job is not None and job.status is status:
+            return job
+        time.sleep(0.1)
+    raise AssertionError(f"{submission_id} is {job}, not {status}")
+
+
+@pytest.fixture(params=["real", "fake"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if request.param == "fake":
+        fake = FakeRay(num_cpus=2)
+        fake.texts["written"] = "a line of text\n"
+
+        def settle(submission_id: str, status: RayStatus) -> None:
+            fake.texts[submission_id] = "Running entrypoint\na line of text\n"
+            job = fake.jobs[submission_id]
+            if not job.status.is_over:
+                fake.run(submission_id) if status is RayStatus.RUNNING else fake.end(submission_id, status, message="it ended")
+
+        yield Cluster(fake, settle, 2)
+        return
+    head: RayHead = request.getfixturevalue("ray_head")
+    ray = HttpRayJobs(head.url, token=head.token)
+    yield Cluster(ray, lambda submission_id, status: None if wait_for(ray, submission_id, status) else None, head.num_cpus)
+    ray.close()
+
+
+def name() -> str:
+    return f"job{uuid.uuid4().hex[:10]}-a1"
+
+
+def test_the_contract(cluster: Cluster) -> None:
+    ray, one, other, third = cluster.ray, name(), name(), name()
+    ray.check()
+    assert ray.info(one) is None
+    assert ray.logs(one) is None
+    ray.stop(one)  # nobody knows it: no matter
+
+    ray.submit(
+        one, entrypoint='echo "a line of text $MAESTRO_ORDER"', env_vars={"MAESTRO_ORDER": "{}"}, metadata={"job": "x", "attempt": "1"}
+    )
+    assert ray.info(one) is not None
+    with pytest.raises(AlreadyExists):
+        ray.submit(one, entrypoint="echo again", env_vars={}, metadata={})
+    cluster.settle(one, RayStatus.SUCCEEDED)
+    done = ray.info(one)
+    assert done is not None
+    assert (done.submission_id, done.status, done.status.is_over) == (one, RayStatus.SUCCEEDED, True)
+    assert "a line of text" in (ray.logs(one) or "")
+    ray.stop(one)  # it is over: no matter
+    assert ray.info(one) == done
+    with pytest.raises(AlreadyExists):
+        ray.submit(one, entrypoint="echo again", env_vars={}, metadata={})
+
+    ray.submit(other, entrypoint="sleep 600", env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "1"}, metadata={})
+    cluster.settle(other, RayStatus.RUNNING)
+    ray.stop(other)
+    cluster.settle(other, RayStatus.STOPPED)
+    stopped = ray.info(other)
+    assert stopped is not None
+    assert stopped.status is RayStatus.STOPPED
+
+    ray.submit(third, entrypoint="exit 3", env_vars={}, metadata={})
+    cluster.settle(third, RayStatus.FAILED)
+    failed = ray.info(third)
+    assert failed is not None
+    assert failed.message
+
+    resources = ray.resources()
+    assert resources.num_cpus == cluster.num_cpus
+    assert resources.num_gpus == 0
+    assert 0 <= resources.used_cpus <= cluster.num_cpus
+
+
+def test_what_runs_is_counted_after_a_while(ray_head: RayHead) -> None:
+    """The figures lag by up to 5 s: that is why the dispatcher counts its own launches."""
+    ray = HttpRayJobs(ray_head.url, token=ray_head.token)
+    deadline = time.monotonic() + 30
+    while ray.resources().at is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    first = ray.resources()
+    assert first.at is not None
+    while ray.resources().at == first.at and time.monotonic() < deadline:
+        time.sleep(0.5)
+    second = ray.resources().at
+    assert second is not None
+    assert 3 < (second - first.at).total_seconds() < 10
+    ray.close()
+
+
+def test_a_wrong_token_and_no_server(ray_head: RayHead) -> None:
+    for url, token, says in (
+        (ray_head.url, "wrong", "refuses our token: check MAESTRO_RAY_TOKEN"),
+        (f"http://127.0.0.1:{free_ports(1)[0]}", "x", r"does not answer \(ConnectError\)"),
+    ):
+        ray = HttpRayJobs(url, token=token)
+        calls: list[Callable[[], object]] = [ray.check, ray.resources, lambda ray=ray: ray.info("x"), lambda ray=ray: ray.logs("x")]  # type: ignore[misc]
+        calls.append(lambda ray=ray: ray.submit("x", entrypoint="true", env_vars={}, metadata={}))  # type: ignore[misc]
+        for call in calls:
+            with pytest.raises(RayUnreachable, match=says):
+                call()
+        ray.close()

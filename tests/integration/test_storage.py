@@ -1,0 +1,94 @@
+"""One body for the real object store and for the fake that unit tests use."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from service.errors import StorageUnreachable
+from service.local import REGION, Seaweedfs
+from service.processes import free_ports
+from service.storage import ObjectNotFound, S3Storage, Storage, StoredObject
+from tests.unit.fake_storage import FakeStorage
+
+
+@pytest.fixture
+def credentials(seaweedfs: Seaweedfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+
+
+def real(endpoint: str, bucket: str, public: str | None = None) -> S3Storage:
+    return S3Storage(bucket=bucket, endpoint=endpoint, public_endpoint=public or endpoint, region=REGION)
+
+
+@pytest.fixture(params=["real", "fake"])
+def storage(request: pytest.FixtureRequest) -> Storage:
+    if request.param == "fake":
+        return FakeStorage()
+    request.getfixturevalue("credentials")
+    return real(request.getfixturevalue("seaweedfs").endpoint, request.getfixturevalue("bucket"))
+
+
+def test_the_contract(storage: Storage) -> None:
+    storage.check()
+    assert storage.list("jobs/") == []
+    with pytest.raises(ObjectNotFound):
+        storage.read_text("jobs/a/logs/attempt-1.txt")
+    storage.put_text("jobs/a/logs/attempt-1.txt", "hällo\n")
+    storage.put_text("jobs/a/x", "")
+    storage.put_text("other", "x")
+    assert storage.read_text("jobs/a/logs/attempt-1.txt") == "hällo\n"
+    assert storage.read_text("other", bucket=storage.bucket) == "x"
+    assert storage.list("jobs/") == [StoredObject("jobs/a/logs/attempt-1.txt", 7), StoredObject("jobs/a/x", 0)]
+    storage.put_text("other", "y")
+    assert storage.read_text("other") == "y"
+    with pytest.raises(ObjectNotFound):
+        storage.read_text("other", bucket="nowhere-to-be-found")
+    assert "other" in storage.presign("other")
+
+
+@pytest.mark.usefixtures("credentials")
+def test_presigned_addresses_give_the_object_to_anybody(seaweedfs: Seaweedfs, bucket: str) -> None:
+    storage = real(seaweedfs.endpoint, bucket)
+    storage.put_text("jobs/a/step=1 b.txt", "text")
+    url = storage.presign("jobs/a/step=1 b.txt")
+    assert httpx.get(url, trust_env=False).text == "text"
+    assert httpx.get(url.replace("step", "stop"), trust_env=False).status_code == 403
+    assert httpx.get(url.partition("?")[0], trust_env=False).status_code == 403
+
+
+@pytest.mark.usefixtures("credentials")
+def test_presigned_addresses_are_of_the_public_name(seaweedfs: Seaweedfs, bucket: str) -> None:
+    """Signed for the name that users reach: `localhost` here, which the store answers as well."""
+    public = seaweedfs.endpoint.replace("127.0.0.1", "localhost")
+    storage = real(seaweedfs.endpoint, bucket, public)
+    storage.put_text("x", "text")
+    url = storage.presign("x")
+    assert url.startswith(public)
+    assert httpx.get(url, trust_env=False).text == "text"
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_missing_bucket_and_a_missing_server(seaweedfs: Seaweedfs) -> None:
+    with pytest.raises(StorageUnreachable, match="no bucket 'not-made': create it"):
+        real(seaweedfs.endpoint, "not-made").check()
+    away = real(f"http://127.0.0.1:{free_ports(1)[0]}", "maestro")
+    calls: list[Callable[[], object]] = [away.check, lambda: away.read_text("x"), lambda: away.put_text("x", ""), lambda: away.list("")]
+    for call in calls:
+        with pytest.raises(StorageUnreachable, match="does not answer"):
+            call()
+
+
+def test_wrong_and_missing_credentials(seaweedfs: Seaweedfs, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageUnreachable, match="refuses us"):
+        real(seaweedfs.endpoint, bucket).read_text("x")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    with pytest.raises(StorageUnreachable, match="set AWS_ACCESS_KEY_ID"):
+        real(seaweedfs.endpoint, bucket).check()

@@ -1,0 +1,126 @@
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, update
+
+from service import leases
+from service.db import utc_now
+from service.leases import Claimed, LeaseLost
+from service.models import JobRow
+from tests.unit.service_fixtures import Service
+from workers.contract import JobStatus, Reason
+
+
+def claim(service: Service, owner: str = "me", *, later: float = 0.0) -> list[Claimed]:
+    with service.database.write() as session:
+        return leases.claim(session, owner=owner, now=utc_now() + timedelta(seconds=later), seconds=30)
+
+
+def set_columns(service: Service, job_id: str, **values: object) -> None:
+    with service.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+
+
+def test_a_job_is_claimed_once(service: Service) -> None:
+    job_id = service.submit()
+    [claimed] = claim(service)
+    assert claimed.job.id == job_id
+    assert claim(service, "you") == []
+
+
+def test_racing_dispatchers_share_the_jobs(service: Service) -> None:
+    ids = [service.submit() for _ in range(20)]
+    barrier = threading.Barrier(6)
+    found: list[str] = []
+
+    def take(owner: str) -> None:
+        barrier.wait()
+        found.extend(claimed.job.id for claimed in claim(service, owner))
+
+    threads = [threading.Thread(target=take, args=(str(number),)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == sorted(ids)
+
+
+def test_only_what_is_due(service: Service) -> None:
+    job_id = service.submit()
+    set_columns(service, job_id, due_at=utc_now() + timedelta(seconds=60))
+    with service.database.read() as session:
+        assert not leases.is_any_due(session, utc_now())
+        assert leases.is_any_due(session, utc_now() + timedelta(seconds=61))
+    assert claim(service) == []
+    assert len(claim(service, later=61)) == 1
+    with service.database.read() as session:
+        assert not leases.is_any_due(session, utc_now() + timedelta(seconds=61))  # held
+    set_columns(service, job_id, due_at=None, lease_expires_at=None)
+    assert claim(service, later=10_000) == []
+
+
+def test_an_expired_lease_goes_to_the_next_and_the_first_is_told(service: Service) -> None:
+    service.submit()
+    [first] = claim(service)
+    service.expire_leases()
+    [second] = claim(service, "you")
+    assert second.token != first.token
+    for act in (leases.hold, lambda session, one: leases.renew(session, one, seconds=30)):
+        with pytest.raises(LeaseLost), service.database.write() as session:
+            act(session, first)
+    with service.database.write() as session:
+        leases.hold(session, second)
+
+
+def test_renewing_prolongs(service: Service) -> None:
+    service.submit()
+    [claimed] = claim(service)
+    service.expire_leases()
+    with service.database.write() as session:
+        leases.renew(session, claimed, seconds=30)
+    assert claim(service, "you") == []
+
+
+def test_release_gives_it_back_with_its_next_time(service: Service) -> None:
+    job_id = service.submit()
+    [claimed] = claim(service)
+    now = utc_now()
+    with service.database.write() as session:
+        leases.release(session, claimed, due_at=now + timedelta(seconds=60), now=now)
+    assert claim(service) == []
+    assert len(claim(service, later=61)) == 1
+    with pytest.raises(LeaseLost), service.database.write() as session:
+        leases.release(session, claimed, due_at=now, now=now)
+    with service.database.read() as session:
+        assert session.scalar(select(JobRow.lease_token).where(JobRow.id == job_id)) is not None
+
+
+def test_a_cancel_that_came_meanwhile_does_not_wait(service: Service) -> None:
+    job_id = service.submit()
+    [claimed] = claim(service)
+    service.cancel(job_id)
+    now = utc_now()
+    with service.database.write() as session:
+        leases.release(session, claimed, due_at=now + timedelta(seconds=60), now=now)
+    assert len(claim(service)) == 1
+
+
+def test_an_owner_that_goes_releases_all_its_own(service: Service) -> None:
+    service.submit()
+    claim(service, "me")
+    service.submit()
+    claim(service, "you")
+    with service.database.write() as session:
+        leases.release_all(session, "me")
+    assert len(claim(service, "they")) == 1
+
+
+def test_those_that_wait_for_resources_come_before_a_younger_one(service: Service) -> None:
+    waits, backs_off = service.submit(), service.submit()
+    later = utc_now() + timedelta(seconds=60)
+    set_columns(service, waits, due_at=later, reason=Reason.WAITING_FOR_RESOURCES)
+    set_columns(service, backs_off, due_at=later, status=JobStatus.RECOVERING, reason=Reason.WORKER_DIED)
+    assert claim(service) == []
+    young = service.submit()
+    assert [claimed.job.id for claimed in claim(service)] == [waits, young]

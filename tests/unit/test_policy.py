@@ -1,0 +1,169 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service import policy
+from service.models import AttemptRow, JobRow
+from service.policy import Budget, Needs
+from service.ray_jobs import ClusterResources, RayJob, RayStatus
+from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(status: JobStatus, *, cancel: float | None = None, num_workers: int = 1, max_failures: int = 3) -> JobRow:
+    """`cancel`: seconds since it was asked for."""
+    return JobRow(
+        id="j",
+        status=status,
+        desired_state=DesiredState.RUN if cancel is None else DesiredState.CANCEL,
+        cancel_requested_at=None if cancel is None else NOW - timedelta(seconds=cancel),
+        spec={
+            "resources": {"num_workers": num_workers, "cpus_per_worker": 2, "gpus_per_worker": 1},
+            "retry": {"max_failures": max_failures},
+        },
+    )
+
+
+def attempt(number: int = 1, **columns: Any) -> AttemptRow:
+    return AttemptRow(job_id="j", number=number, submission_id=f"j-a{number}", **columns)
+
+
+def ray(status: RayStatus, message: str | None = None) -> RayJob:
+    return RayJob("j-a1", status, message)
+
+
+CANCELLED = policy.End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
+
+
+@pytest.mark.parametrize("status", [status for status in JobStatus if not status.is_terminal])
+def test_without_a_wish_to_cancel_nothing_is_done(status: JobStatus) -> None:
+    assert policy.heed_cancel(job(status), attempt()) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "attempt", "decision"),
+    [
+        (JobStatus.QUEUED, None, CANCELLED),
+        (JobStatus.STARTING, attempt(), policy.BeginStop()),
+        (JobStatus.RUNNING, attempt(), policy.BeginStop()),
+        (JobStatus.FINALIZING, attempt(), policy.BeginStop()),
+        (JobStatus.RECOVERING, attempt(ended_at=NOW), policy.BeginStop()),
+        (JobStatus.STOPPING, attempt(ended_at=NOW), CANCELLED),
+        (JobStatus.STOPPING, attempt(), None),
+    ],
+)
+def test_a_wish_to_cancel(status: JobStatus, attempt: AttemptRow | None, decision: policy.Decision | None) -> None:
+    assert policy.heed_cancel(job(status, cancel=1), attempt) == decision
+
+
+@pytest.mark.parametrize(
+    ("cluster", "reserved", "released", "num_cpus", "says"),
+    [
+        (ClusterResources(8, 0), Needs(), Needs(), 8, None),
+        (ClusterResources(8, 0, used_cpus=2), Needs(), Needs(), 7, "needs 7 CPUs, 6.0 of 8.0 free"),
+        (
+            ClusterResources(2, 0),
+            Needs(),
+            Needs(),
+            4,
+            "needs 4 CPUs, more than the whole cluster has (2.0); it starts when the cluster has grown",
+        ),
+        (ClusterResources(8, 0), Needs(6), Needs(), 3, "needs 3 CPUs, 2.0 of 8.0 free"),  # Ray has not seen our last launch yet
+        (ClusterResources(8, 0, used_cpus=6), Needs(6), Needs(), 2, None),  # what Ray sees is what we reserved: not twice
+        (ClusterResources(8, 0, used_cpus=8), Needs(), Needs(8), 8, None),  # Ray has not seen our last end yet
+        (ClusterResources(8, 0, used_cpus=8), Needs(4), Needs(4), 5, "needs 5 CPUs, 4.0 of 8.0 free"),
+    ],
+)
+def test_the_budget(cluster: ClusterResources, reserved: Needs, released: Needs, num_cpus: int, says: str | None) -> None:
+    assert Budget(cluster, reserved=reserved, released=released).take(Needs(num_cpus)) == says
+
+
+def test_the_budget_is_spent() -> None:
+    budget = Budget(ClusterResources(8, 2), reserved=Needs(), released=Needs())
+    assert budget.take(Needs(3, 1)) is None
+    assert budget.take(Needs(9)) is not None
+    assert budget.take(Needs(1, 2)) == "needs 2 GPUs, 1.0 of 2.0 free"
+    assert budget.take(Needs(5, 1)) is None
+    assert budget.take(Needs(1)) == "needs 1 CPUs, 0.0 of 8.0 free"
+
+
+def test_before_launch() -> None:
+    budget = Budget(ClusterResources(8, 8), reserved=Needs(), released=Needs())
+    assert policy.before_launch(job(JobStatus.QUEUED, num_workers=4), budget) == policy.Launch()
+    wait = policy.before_launch(job(JobStatus.RECOVERING), budget)
+    assert isinstance(wait, policy.Wait)
+    assert wait.reason is Reason.WAITING_FOR_RESOURCES
+    away = policy.Wait(Reason.RAY_UNREACHABLE, "away", 5)
+    assert policy.before_launch(job(JobStatus.QUEUED), away) == away
+
+
+@pytest.mark.parametrize("status", [RayStatus.SUCCEEDED, RayStatus.FAILED, RayStatus.STOPPED, None])
+def test_a_run_that_is_over(status: RayStatus | None) -> None:
+    over = None if status is None else ray(status)
+    for where in (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.FINALIZING):
+        assert policy.during(job(where), attempt(), over, now=NOW, grace_seconds=20) == policy.Inspect()
+    assert policy.during(job(JobStatus.STOPPING, cancel=1), attempt(), over, now=NOW, grace_seconds=20) == CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("cancel", "columns", "kills"),
+    [
+        (19, {"started_at": NOW}, False),
+        (20, {"started_at": NOW}, True),
+        (1, {}, True),  # nobody is there yet to stop by himself
+        (60, {"started_at": NOW, "stop_requested_at": NOW - timedelta(seconds=29)}, False),
+        (60, {"started_at": NOW, "stop_requested_at": NOW - timedelta(seconds=30)}, True),
+    ],
+)
+def test_a_run_that_should_stop(cancel: float, columns: dict[str, Any], kills: bool) -> None:
+    decision = policy.during(job(JobStatus.STOPPING, cancel=cancel), attempt(**columns), ray(RayStatus.RUNNING), now=NOW, grace_seconds=20)
+    waits = policy.Wait(Reason.CANCELLED_BY_USER, None, policy.ACTIVE_SECONDS)
+    assert decision == (policy.Kill() if kills else waits)
+
+
+def test_a_run_that_goes_on_is_left_alone_and_its_trouble_forgotten() -> None:
+    decision = policy.during(job(JobStatus.RUNNING), attempt(), ray(RayStatus.RUNNING), now=NOW, grace_seconds=20)
+    assert decision == policy.Wait(None, None, policy.ACTIVE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "over", "reason", "detail"),
+    [
+        ({"reason": "worker_died", "message": "rank 1"}, ray(RayStatus.FAILED, "exit code 1"), Reason.WORKER_DIED, "rank 1"),
+        ({"reason": "worker_died", "message": "rank 1"}, None, Reason.WORKER_DIED, "rank 1"),
+        ({}, ray(RayStatus.FAILED, "exit code -9"), Reason.DRIVER_DIED, "exit code -9"),
+        ({}, ray(RayStatus.STOPPED), Reason.DRIVER_DIED, None),
+        ({}, ray(RayStatus.SUCCEEDED), Reason.RUN_NOT_COMMITTED, None),
+        ({}, None, Reason.RAY_JOB_LOST, None),
+    ],
+)
+def test_why_a_run_ended(columns: dict[str, Any], over: RayJob | None, reason: Reason, detail: str | None) -> None:
+    assert policy.cause(attempt(**columns), over) == (reason, detail)
+    decision = policy.after(job(JobStatus.RUNNING), attempt(**columns), over, None, backoff_seconds=2)
+    assert decision == policy.Recover(reason, detail, 2.0)
+
+
+@pytest.mark.parametrize(
+    "reason", [reason for reason, rule in REASON_RULES.items() if rule.final_status is JobStatus.FAILED and not rule.retryable]
+)
+def test_what_a_retry_cannot_mend_is_not_retried(reason: Reason) -> None:
+    decision = policy.after(job(JobStatus.RUNNING), attempt(reason=reason, message="m"), ray(RayStatus.FAILED), None, backoff_seconds=2)
+    assert decision == policy.End(JobStatus.FAILED, reason, "m")
+
+
+def test_the_budget_of_attempts() -> None:
+    def after(number: int, max_failures: int) -> policy.Decision:
+        over = ray(RayStatus.FAILED, "exit code -9")
+        return policy.after(job(JobStatus.RUNNING, max_failures=max_failures), attempt(number), over, None, backoff_seconds=2)
+
+    assert [after(number, 3) for number in (1, 2, 3)] == [
+        policy.Recover(Reason.DRIVER_DIED, "exit code -9", seconds) for seconds in (2.0, 4.0, 8.0)
+    ]
+    detail = "attempt 4 ended with driver_died: exit code -9"
+    assert after(4, 3) == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, detail, cause=Reason.DRIVER_DIED)
+    assert isinstance(after(1, 0), policy.End)
+    slow = after(900, 1000)
+    assert isinstance(slow, policy.Recover)
+    assert slow.seconds == policy.MAX_BACKOFF_SECONDS
