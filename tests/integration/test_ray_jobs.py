@@ -19,7 +19,7 @@ class Cluster:
     """A Ray, and the means to wait for what it does (the fake is told to do it)."""
 
     ray: RayJobs
-    settle: Callable[[str, RayStatus], None]
+    settle: Callable[[str, RayStatus], object]
     num_cpus: float
 
 
@@ -49,7 +49,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         return
     head: RayHead = request.getfixturevalue("ray_head")
     ray = HttpRayJobs(head.url, token=head.token)
-    yield Cluster(ray, lambda submission_id, status: None if wait_for(ray, submission_id, status) else None, head.num_cpus)
+    yield Cluster(ray, lambda submission_id, status: wait_for(ray, submission_id, status), head.num_cpus)
     ray.close()
 
 

@@ -1,4 +1,4 @@
-"""Ray as tests see it: an object that keeps Ray jobs in memory. `tests/integration/test_ray_jobs.py` holds it to the real one's behaviour."""
+"""Ray as unit tests see it: Ray jobs in memory. `tests/integration/test_ray_jobs.py` holds it to the real one's behaviour."""
 
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -54,7 +54,7 @@ def test_events_move_the_job(send: Send, service: Service, job: str) -> None:
     assert service.job(job).status is JobStatus.FINALIZING
     send(sequence=2, events=[("workers_started", {})])  # restarted while it finalized
     assert service.job(job).status is JobStatus.FINALIZING
-    told = [event for event in service.events(job) if event.type == "workers_started"][0]
+    told = next(event for event in service.events(job) if event.type == "workers_started")
     assert (told.attempt, told.data, told.at.isoformat()) == (1, {"num_workers": 2}, "2026-01-01T00:00:00+00:00")
 
 
