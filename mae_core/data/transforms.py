@@ -28,9 +28,8 @@ def random_resized_crop(
     """
     box = _crop_box(image.width, image.height, transform.crop_scale, uniform)
     height, width = size
-    if box != (0, 0, width, height) or (image.width, image.height) != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    pixels = _pixels(image)
+    # Cropped before it is resized: `resize(box=…)` would mix in pixels from outside of the box.
+    pixels = _pixels(image.crop(box).resize((width, height), Image.Resampling.BICUBIC))
     return pixels[:, ::-1] if transform.flip and uniform[-1] < 0.5 else pixels
 
 
