@@ -30,7 +30,10 @@ _MAX_SUBSTITUTES = 100
 
 
 class Batch(NamedTuple):
-    """pixels_BHWC: uint8. samples_B: indices into the source, int64. labels_B: int64, -1 without labels."""
+    """pixels_BHWC: uint8. samples_B: indices into the source, int64. labels_B: int64, -1 without labels.
+
+    Where an image could not be read, all three are those of its substitute.
+    """
 
     pixels_BHWC: Tensor
     samples_B: Tensor
@@ -69,6 +72,13 @@ class SkippedImages:
             return {key: self._known[key] for key in new}
 
 
+class _Read(NamedTuple):
+    """One image at the model's size, and its index."""
+
+    sample: int
+    pixels_HWC: NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class TrainLoader:
     """The training images of one worker.
@@ -100,25 +110,24 @@ class TrainLoader:
         """Micro-batches of the optimiser steps `start` to `end` - 1."""
         parts = ((step, part) for step in range(start, end) for part in range(self.accumulation))
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode") as pool:
-            ahead: deque[tuple[int, Tensor, bool, list[Future[NDArray[np.uint8]]]]] = deque()
+            ahead: deque[tuple[int, bool, list[Future[list[_Read]]]]] = deque()
 
             def read_ahead() -> None:
                 for step, part in parts:
                     epoch = step // self.steps_per_epoch
-                    samples = self._samples(step, part)
-                    chunks = samples.chunk(self.num_threads)
+                    chunks = self._samples(step, part).chunk(self.num_threads)
                     futures = [pool.submit(self._read, epoch, chunk) for chunk in chunks]
-                    ahead.append((epoch, samples, part == self.accumulation - 1, futures))
+                    ahead.append((epoch, part == self.accumulation - 1, futures))
                     if len(ahead) >= _BATCHES_AHEAD:
                         return
 
             try:
                 read_ahead()
                 while ahead:
-                    epoch, samples, is_last, futures = ahead.popleft()
-                    pixels = torch.from_numpy(np.concatenate([future.result() for future in futures]))
+                    epoch, is_last, futures = ahead.popleft()
+                    images = [image for future in futures for image in future.result()]
                     read_ahead()
-                    yield MicroBatch(epoch, Batch(pixels, samples, labels_of(self.source, samples)), is_last)
+                    yield MicroBatch(epoch, _batch(self.source, images), is_last)
             finally:
                 for *_, futures in ahead:
                     for future in futures:
@@ -133,18 +142,17 @@ class TrainLoader:
         first = place * self.batch_size + part * micro + self.world.rank * mine
         return torch.tensor([self.members[position] for position in order[first : first + mine].tolist()])
 
-    def _read(self, epoch: int, samples: Tensor) -> NDArray[np.uint8]:
+    def _read(self, epoch: int, samples: Tensor) -> list[_Read]:
         crops = uniform(seed=self.seed, epoch=epoch, stream=Stream.CROP, samples=samples, count=NUMBERS_PER_CROP).numpy()
-        images = [self._read_one(sample, crop) for sample, crop in zip(samples.tolist(), crops, strict=True)]
-        return np.stack(images)
+        return [self._read_one(sample, crop) for sample, crop in zip(samples.tolist(), crops, strict=True)]
 
-    def _read_one(self, sample: int, crop: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _read_one(self, sample: int, crop: NDArray[np.float32]) -> _Read:
         """The image, or, where it cannot be read, the next one of the source that can: a function of the data alone."""
         position = bisect_left(self.members, sample)
         for tried in range(_MAX_SUBSTITUTES):
             candidate = self.members[(position + tried) % len(self.members)]
             try:
-                return random_resized_crop(self.source.read(candidate), self.model.image_size, self.transform, crop)
+                return _Read(candidate, random_resized_crop(self.source.read(candidate), self.model.image_size, self.transform, crop))
             except UnreadableImage as error:
                 self.skipped.add(self.source.keys[candidate], str(error))
         raise DataError(f"data: {_MAX_SUBSTITUTES} images in a row cannot be read, the first one {self.source.keys[sample]}")
@@ -155,9 +163,10 @@ def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
     return permutation(num_samples, seed=seed, epoch=epoch)
 
 
-def labels_of(source: ImageSource, samples: Tensor) -> Tensor:
-    """int64 (B,); -1 where the source has no labels."""
-    return torch.tensor([source.labels[sample] if source.labels else -1 for sample in samples.tolist()], dtype=torch.int64)
+def _batch(source: ImageSource, images: list[_Read]) -> Batch:
+    samples = [image.sample for image in images]
+    labels = [source.labels[sample] if source.labels else -1 for sample in samples]
+    return Batch(torch.from_numpy(np.stack([image.pixels_HWC for image in images])), torch.tensor(samples), torch.tensor(labels))
 
 
 def measured_batches(
@@ -165,18 +174,15 @@ def measured_batches(
 ) -> Iterator[Batch]:
     """All readable images of `members` once, in order, centre-cropped; unreadable ones are left out."""
 
-    def read(sample: int) -> NDArray[np.uint8] | None:
+    def read(sample: int) -> _Read | None:
         try:
-            return centre_crop(source.read(sample), size)
+            return _Read(sample, centre_crop(source.read(sample), size))
         except UnreadableImage as error:
             skipped.add(source.keys[sample], str(error))
             return None
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         for first in range(0, len(members), batch_size):
-            wanted = members[first : first + batch_size]
-            images = list(pool.map(read, wanted))
-            read_ones = [(sample, image) for sample, image in zip(wanted, images, strict=True) if image is not None]
-            if read_ones:
-                samples = torch.tensor([sample for sample, _ in read_ones])
-                yield Batch(torch.from_numpy(np.stack([image for _, image in read_ones])), samples, labels_of(source, samples))
+            images = [image for image in pool.map(read, members[first : first + batch_size]) if image is not None]
+            if images:
+                yield _batch(source, images)
