@@ -83,8 +83,14 @@ def _find_images(folder: Path) -> list[str]:
     """Paths of all images below `folder`, relative to it, sorted."""
     if not folder.is_dir():
         raise DataError(f"data: the folder {folder} does not exist on this worker; check data.source, and that every machine has it")
+
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"data: the folder {error.filename} cannot be read on this worker ({error.strerror}); mend its permissions"
+        ) from error
+
     found = []
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(folder, onerror=fail):
         inside = os.path.relpath(place, folder)
         prefix = "" if inside == "." else f"{inside}/"
         found += [prefix + name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
@@ -98,7 +104,7 @@ def split(source: ImageSource, fraction: float) -> tuple[list[int], list[int]]:
     train: list[int] = []
     held_back: list[int] = []
     for index, key in enumerate(source.keys):
-        share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+        share = int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "big") / 2**64
         (held_back if share < fraction else train).append(index)
     return train, held_back
 
