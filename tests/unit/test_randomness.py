@@ -5,7 +5,7 @@ from torch import Tensor
 from mae_core.randomness import Stream, _mix, _mix_int, hash_bits, permutation, uniform
 
 GOLDEN = 0x9E3779B97F4A7C15
-# The first outputs of SplitMix64 for the seed 1234567 (Vigna's splitmix64.c; also the Rosetta Code page "Pseudo-random numbers/Splitmix64").
+# The first outputs of SplitMix64 for the seed 1234567 (Rosetta Code, "Pseudo-random numbers/Splitmix64").
 REFERENCE = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
 
 FROZEN_BITS = [[564232882132495222, -2799025754850635076], [8861527386813566810, 6854243945266660737]]
