@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select, update
 
 from service.db import utc_now
-from service.models import JobRow
-from service.ray_jobs import ClusterResources, RayStatus
+from service.models import AttemptRow, JobRow
+from service.ray_jobs import ClusterResources, RayJob, RayStatus
 from tests.unit.service_fixtures import PROBE, Service
 from workers.contract import ORDER_VARIABLE, DesiredState, EventType, JobStatus, Reason, WorkOrder, attempt_token
 
@@ -275,6 +275,44 @@ def test_a_submission_whose_answer_was_lost_is_adopted(service: Service) -> None
     service.tick()
     assert service.attempt(job_id).submitted_at is not None
     assert service.ray.num_submitted == {f"{job_id}-a1": 1}
+
+
+def test_what_ray_has_already_is_not_submitted_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = service.submit()
+    service.tick()
+    with service.database.write() as session:  # as if killed before it noted the answer
+        session.get_one(AttemptRow, (job_id, 1)).submitted_at = None
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("submitted again")
+
+    monkeypatch.setattr(service.ray, "submit", fail)
+    service.tick(2)
+    assert service.attempt(job_id).submitted_at is not None
+
+
+def test_what_came_to_ray_since_we_looked_is_adopted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submission of a killed dispatcher may still be on its way when its successor looks."""
+    job_id = service.submit()
+    service.ray.submit(f"{job_id}-a1", entrypoint="x", env_vars={}, metadata={})
+    monkeypatch.setattr(service.ray, "info", lambda submission_id: None)
+    service.tick()
+    assert service.attempt(job_id).submitted_at is not None
+    assert service.ray.num_submitted == {f"{job_id}-a1": 1}
+
+
+def test_last_words_that_come_while_it_looks_are_heard(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = service.start()
+    service.ray.end(f"{job_id}-a1", RayStatus.FAILED)
+    real = service.ray.info
+
+    def info(submission_id: str) -> RayJob | None:
+        service.report(job_id, EventType.RUN_FAILED, sequence=1, reason="diverged", message="loss is NaN")
+        return real(submission_id)
+
+    monkeypatch.setattr(service.ray, "info", info)
+    service.tick(2)
+    assert (service.job(job_id).status, service.job(job_id).reason) == (JobStatus.FAILED, Reason.DIVERGED)
 
 
 def test_a_submission_that_never_arrived_is_repeated(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_a_repeat_changes_nothing(service: Service, job: str) -> None:
 
 def test_the_newest_incarnation_wins_however_late_the_older_comes(service: Service, job: str) -> None:
     send(service, job, {3: 30.0, 4: 40.0}, incarnation=2000)
-    send(service, job, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}, incarnation=1000)
+    send(service, job, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}, incarnation=1000, sequence=9)
     series = read(service, job)["loss"]
     assert (series.steps, series.values) == ([1, 2, 3, 4, 5], [1.0, 2.0, 30.0, 40.0, 5.0])
 
