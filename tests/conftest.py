@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.client import MaestroClient
 from service.home import Home
 from service.local import RayHead, Seaweedfs, storage_environment
-from service.processes import free_ports, sweep
-from service.up import Installation, running
+from service.processes import RUN_VARIABLE, free_ports, sweep
+from service.up import BUCKET, Installation, running
 
 PROJECT = Path(__file__).parent.parent
 
@@ -81,6 +82,21 @@ class LiveService:
     @property
     def home(self) -> Home:
         return self.installation.home
+
+    @property
+    def run(self) -> str:
+        """The mark of the installation's processes."""
+        return self.installation.api.child.environment[RUN_VARIABLE]
+
+    def submissions(self) -> list[str]:
+        """What Ray knows of, by submission id."""
+        cluster = self.installation.cluster
+        headers = {"Authorization": f"Bearer {cluster.token}"}
+        jobs = httpx.get(f"{cluster.url}/api/jobs/", headers=headers, trust_env=False, timeout=30)
+        return [job["submission_id"] for job in jobs.json() if job["submission_id"]]
+
+    def has_object(self, key: str) -> bool:
+        return bool(self.installation.storage.client().list_objects_v2(Bucket=BUCKET, Prefix=key)["KeyCount"])
 
     def kill_api(self) -> None:
         """kill -9."""

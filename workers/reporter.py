@@ -3,6 +3,7 @@
 While the service is away, reports wait in the spool; the next incarnation of the same attempt on this machine sends what is left.
 """
 
+import contextlib
 import logging
 import tempfile
 import threading
@@ -61,7 +62,7 @@ class Reporter:
         """Points of the metric series, as (step, {series: value})."""
         with self._lock:
             self._steps += points
-            del self._steps[: -_MAX_WAITING_POINTS or None]
+            del self._steps[:-_MAX_WAITING_POINTS]
 
     def progress(self, progress: RunProgress) -> None:
         """How far the run is; only the newest is sent."""
@@ -94,6 +95,8 @@ class Reporter:
                 sent = False
             if closing and sent:
                 self._client.close()
+                with contextlib.suppress(OSError):  # another process of the attempt may write there
+                    self._spool.rmdir()
                 return
             pause = _INTERVAL_SECONDS if sent else min(pause * 2, _MAX_PAUSE_SECONDS)
             if closing:
@@ -120,11 +123,11 @@ class Reporter:
         """Sends the spool, oldest first. False where the service is away."""
         spooled = sorted(self._spool.glob("*.json"))
         for path in spooled[:-_MAX_SPOOLED_REPORTS]:
-            path.unlink()
+            path.unlink(missing_ok=True)
         for path in spooled[-_MAX_SPOOLED_REPORTS:]:
             if not self.is_stale and not self._send(path):
                 return False
-            path.unlink()
+            path.unlink(missing_ok=True)
         return True
 
     def _send(self, path: Path) -> bool:

@@ -1,0 +1,144 @@
+"""The main job, end to end on real parts: spec over REST → Ray → metrics → encoder in S3 → timm → probe and fine-tune."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from mae_core.export import load_encoder
+from service.client import ApiError
+from tests.conftest import LiveService
+from tests.integration.runs import MODEL, Json, events_of, losses_of, pretrain_spec, probe_spec, wait_for, wait_for_end, wait_for_step
+from tests.torchvision_ops import import_torchvision
+
+import_torchvision()
+import timm  # noqa: E402  (needs the line above)
+
+
+@pytest.fixture(scope="module")
+def pretrained(live_service: LiveService) -> Json:
+    """A job that has pretrained an encoder."""
+    job = live_service.client.submit(pretrain_spec())["id"]
+    view = wait_for_end(live_service.client, job)
+    assert view["status"] == "succeeded", view["detail"]
+    return view
+
+
+def test_encoder_opens_in_timm_with_equal_features(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
+    manifest, folder = live_service.client.download_result(pretrained["id"], tmp_path)
+    assert pretrained["result_uri"] == f"s3://maestro/jobs/{pretrained['id']}/encoder/"
+    assert set(manifest.files) == {"config.json", "model.safetensors"}
+    assert manifest.spec.name == "digits"
+    assert manifest.metrics == pretrained["metrics"]
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    ours, _ = load_encoder(folder, wanted=None)
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs.forward_features(images), ours.eval()(images), rtol=0, atol=1e-5)
+
+
+def test_metrics_events_logs_and_pictures_are_kept(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
+    client, job = live_service.client, pretrained["id"]
+    losses = losses_of(client, job)
+    assert sorted(losses) == list(range(1, 45))
+    assert losses[44] < losses[1]
+    statuses = [data["to"] for data in events_of(client, job, "status_changed")]
+    assert statuses == ["starting", "running", "finalizing", "succeeded"]
+    pictures = [artifact["name"] for artifact in client.artifacts(job) if artifact["kind"] == "reconstruction"]
+    assert len(pictures) >= 2
+    with Image.open(client.download(job, pictures[-1], tmp_path / "picture.png")) as picture:
+        assert picture.size == (4 * 100 + 4, 8 * 100 + 4)  # 4 columns and 8 rows of 8 px enlarged to 96, with gaps of 4
+    assert "maestro.driver" in wait_for(lambda: client.logs(job), seconds=30, what="the kept log")
+    url = f"{live_service.url}/v1/jobs/{job}/artifacts/encoder/model.safetensors"
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {live_service.home.secrets().api_token}"}, trust_env=False)
+    assert answer.status_code == 307
+    assert len(httpx.get(answer.headers["location"], trust_env=False).content) > 1_000_000
+
+
+def test_probe_and_finetune_start_from_the_encoder(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
+    client = live_service.client
+    probe = client.submit(probe_spec({"job": pretrained["id"]}, num_seeds=2, resources={"num_workers": 1}))["id"]
+    finetune = client.submit(
+        {
+            "kind": "finetune",
+            "name": "digits-finetune",
+            "encoder": {"artifact": pretrained["result_uri"]},
+            "data": {"source": "digits", "validation_fraction": 0.2, "transform": {"crop_scale": [0.6, 1.0], "flip": False}},
+            "optim": {"epochs": 8, "batch_size": 64, "base_lr": 4e-3, "warmup_epochs": 1, "layer_decay": 0.9},
+        }
+    )["id"]
+    probed, tuned = wait_for_end(client, probe), wait_for_end(client, finetune)
+
+    assert probed["status"] == tuned["status"] == "succeeded", (probed["detail"], tuned["detail"])
+    assert probed["spec"]["model"] == MODEL | {"image_size": [8, 8]}
+    assert probed["spec"]["encoder"]["artifact"] == pretrained["result_uri"]
+    assert len(probed["metrics"]["val_accuracy_seeds"]) == 2
+    assert probed["metrics"]["val_accuracy"] > 0.5
+    assert tuned["metrics"]["val_accuracy"] > 0.5
+    _, folder = client.download_result(finetune, tmp_path)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert json.loads((folder / "config.json").read_text())["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_cancel_reaches_a_running_job(live_service: LiveService) -> None:
+    client = live_service.client
+    job = client.submit(pretrain_spec(optim={"epochs": 10_000, "batch_size": 128, "warmup_epochs": 1}))["id"]
+    wait_for_step(client, job, 1)
+    client.cancel(job)
+    view = wait_for_end(client, job, seconds=60)
+    assert (view["status"], view["reason"]) == ("cancelled", "cancelled_by_user")
+    assert len(events_of(client, job, "run_stopped")) == 1  # the workers heard it, and stopped between two steps
+    assert client.cancel(job)["status"] == "cancelled"
+
+
+def test_folder_with_a_corrupt_image_and_a_job_that_waits(live_service: LiveService, tmp_path: Path) -> None:
+    client = live_service.client
+    for number in range(64):
+        folder = tmp_path / "images" / ("even" if number % 2 == 0 else "odd")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 12), (number * 3, 255 - number, number % 7 * 30)).save(folder / f"{number:03}.png")
+    (tmp_path / "images" / "odd" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
+    spec = pretrain_spec(
+        name="folder",
+        model={"arch": "vit_tiny_patch4", "image_size": [8, 12]},
+        data={"source": str(tmp_path / "images"), "max_corrupt_fraction": 0.05},
+        optim={"epochs": 2, "batch_size": 32, "warmup_epochs": 0},
+    )
+    tolerant = client.submit(spec)["id"]
+    strict = client.submit(spec | {"name": "strict", "data": {"source": str(tmp_path / "images"), "max_corrupt_fraction": 0.0}})["id"]
+
+    waits = wait_for(lambda: client.job(strict)["reason"], seconds=60, what="a reason for waiting")
+    assert waits == "waiting_for_resources"
+    assert "needs 2 CPU" in client.job(strict)["detail"]
+
+    assert wait_for_end(client, tolerant)["status"] == "succeeded"
+    skipped = events_of(client, tolerant, "images_skipped")
+    assert [(event["count"], list(event["images"])) for event in skipped] == [(1, ["odd/broken.jpg"])]
+    failed = wait_for_end(client, strict)
+    assert (failed["status"], failed["reason"], failed["attempt"]) == ("failed", "data_error", 1)
+    assert "1 of 65 images cannot be read" in failed["detail"]
+    assert "odd/broken.jpg" in failed["detail"]
+    assert len(events_of(client, strict, "workers_started")) == 1  # not tried again: a retry cannot help
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "says"),
+    [
+        ({"modle": {}}, "modle", "no such field"),
+        ({"model": {"arch": "vit_tiny_patch3", "image_size": 8, "in_chans": 1}}, "model", "not divisible by the patch size 3"),
+        ({"data": {"source": "/nowhere/at/all"}}, "data.source", "/nowhere/at/all"),
+        ({"resources": {"num_workers": 1000}, "optim": {"batch_size": 4000}}, "resources.num_workers", "or fewer"),
+        (probe_spec({"job": "nosuchjob"}), "encoder.job", "nosuchjob"),
+        (probe_spec({"artifact": "s3://maestro/jobs/none/encoder/"}), "encoder.artifact", "does not exist"),
+    ],
+)
+def test_bad_input_is_refused_at_submission(live_service: LiveService, changes: Json, field: str, says: str) -> None:
+    spec = changes if "kind" in changes else pretrain_spec(**changes)
+    with pytest.raises(ApiError) as refused:
+        live_service.client.submit(spec)
+    assert refused.value.status == 422
+    assert field in str(refused.value)
+    assert says in str(refused.value)

@@ -1,0 +1,128 @@
+"""The workers' voice: in order, idempotent, never raising, through a service that is away, refuses, or has moved on."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.scripted_server import Answer, Request, scripted_server
+from workers.contract import DesiredState, EventType, Report, ReportAnswer, RunProgress, StorageRef, WorkOrder
+from workers.reporter import Reporter
+
+SPEC = {
+    "kind": "pretrain",
+    "name": "x",
+    "model": {"arch": "vit_tiny_patch4", "image_size": 8, "in_chans": 1},
+    "data": {"source": "digits"},
+}
+
+
+def order(url: str) -> WorkOrder:
+    storage = StorageRef(bucket="maestro")
+    return WorkOrder(job="job1", attempt=2, spec=SPEC, token="attempt-token", service_url=url, storage=storage, prefix="jobs/job1/")  # type: ignore[arg-type]
+
+
+def answer(desired: DesiredState = DesiredState.RUN) -> Answer:
+    return Answer(body=ReportAnswer(desired_state=desired).model_dump_json().encode())
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / "maestro-spool" / "job1-a2"
+
+
+def reports(requests: list[Request]) -> list[Report]:
+    return [Report.model_validate_json(request.body) for request in requests]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_everything_told_arrives_once_and_in_order(spool: Path) -> None:
+    with scripted_server(lambda _: answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=7)
+        reporter.event(EventType.WORKERS_STARTED, num_workers=2)
+        reporter.points([(step, {"loss": 1 / step}) for step in range(1, 2501)])
+        reporter.points([(2500, {"val_accuracy": 0.5})])
+        reporter.progress(RunProgress(step=2500, num_steps=5000, epoch=1.0))
+        assert reporter.close(10)
+        sent = reports(server.requests)
+    assert {request.path for request in server.requests} == {"/v1/jobs/job1/attempts/2/reports"}
+    assert {request.headers["authorization"] for request in server.requests} == {"Bearer attempt-token"}
+    assert [report.sequence for report in sent] == [0, 1, 2]
+    assert {report.incarnation for report in sent} == {7}
+    points = [(step, report.points.series) for report in sent if report.points for step in report.points.steps]
+    assert [step for step, _ in points] == [*range(1, 2501), 2500]
+    assert sent[-1].points is not None
+    assert sent[-1].points.series["val_accuracy"][-1] == 0.5
+    assert sent[-1].points.series["loss"][-1] is None
+    assert [event.data for report in sent for event in report.events] == [{"num_workers": 2}]
+    assert not spool.exists()
+
+
+def test_outage_is_ridden_out_and_a_repeat_keeps_its_sequence() -> None:
+    broken = True
+    with scripted_server(lambda _: Answer(status=0) if broken else answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {"loss": 1.0})])
+        wait_for(lambda: len(server.requests) >= 2)
+        reporter.points([(2, {"loss": 2.0})])
+        broken = False
+        assert reporter.close(10)
+        sent = reports(server.requests)
+    assert [report.sequence for report in sent[:2]] == [0, 0]
+    steps = {report.sequence: report.points.steps for report in sent if report.points}
+    assert steps == {0: [1], 1: [2]}
+
+
+def test_what_a_dead_process_left_is_sent_by_the_next(spool: Path) -> None:
+    with scripted_server(lambda _: Answer(status=503)) as server:
+        dying = Reporter(order(server.url), incarnation=1)
+        dying.points([(1, {"loss": 1.0})])
+        assert not dying.close(1)
+        assert [path.name for path in spool.glob("*.json")] == ["0000000000000001-00000000.json"]
+    with scripted_server(lambda _: answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=2)
+        reporter.points([(5, {"loss": 5.0})])
+        assert reporter.close(10)
+        sent = reports(server.requests)
+    assert [(report.incarnation, report.sequence) for report in sent] == [(1, 0), (2, 0)]
+
+
+def test_cancel_and_a_newer_attempt_are_heard() -> None:
+    with scripted_server(lambda _: answer(DesiredState.CANCEL)) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {"loss": 1.0})])
+        assert reporter.close(10)
+    assert (reporter.desired_state, reporter.is_stale) == (DesiredState.CANCEL, False)
+    with scripted_server(lambda _: Answer(status=409)) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {"loss": 1.0})])
+        assert reporter.close(10)
+    assert reporter.is_stale
+
+
+def test_a_refused_report_is_dropped_and_the_next_is_sent() -> None:
+    with scripted_server(lambda request: Answer(status=422, body=b"{}") if b'"sequence":0' in request.body else answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {"loss": 1.0})])
+        wait_for(lambda: len(server.requests) == 1)
+        reporter.points([(2, {"loss": 2.0})])
+        assert reporter.close(10)
+        assert [report.sequence for report in reports(server.requests)] == [0, 1]
+
+
+def test_not_a_number_travels() -> None:
+    with scripted_server(lambda _: answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {"loss": float("nan"), "lr": float("inf")})])
+        assert reporter.close(10)
+        assert b'"NaN"' in server.requests[0].body
+        assert b'"Infinity"' in server.requests[0].body
