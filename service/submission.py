@@ -62,8 +62,8 @@ def _model_of(text: str, *, field: str, where: str) -> ModelConfig:
         manifest = EncoderManifest.model_validate_json(text)
     except ValidationError:
         raise Invalid(field, f"the {MANIFEST} of {where} is not an encoder's of this version of MAEstro; name another") from None
-    if manifest.kind == "probe":
-        raise Invalid(field, f"{where} is the result of a probe, which has no encoder of its own; name the probe's encoder")
+    if manifest.kind != "pretrain":
+        raise Invalid(field, f"{where} is the result of a {manifest.kind}, not a pretrained encoder; name the encoder that it started from")
     return manifest.model
 
 

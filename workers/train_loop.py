@@ -24,13 +24,12 @@ from workers.contract import (
     EventType,
     RunProgress,
     WorkOrder,
-    reconstructions_prefix,
     result_prefix,
 )
 from workers.failures import StaleAttemptError
 from workers.objects import ObjectStore
 from workers.reporter import Reporter
-from workers.saver import StateSaver
+from workers.saver import Saver
 
 _FINAL_REPORT_SECONDS = 600.0  # a finished run waits so long for a service that is away
 _FINAL_SAVE_SECONDS = 60.0
@@ -106,7 +105,7 @@ class Leader(Follower):
         self.reporter = Reporter(order, self.incarnation)
         stack.callback(self.reporter.close, 5.0)  # after a failure; a run that ends well has closed it before
         super().__init__(order, world, stack)
-        self.saver = StateSaver(order, self.store, self.incarnation, self._saved)
+        self.saver = Saver(order, self.store, self.reporter, self.incarnation)
         stack.callback(self.saver.close, _FINAL_SAVE_SECONDS)
         self._pace = _Pace()
 
@@ -130,8 +129,7 @@ class Leader(Follower):
                 self._stopped(progress)
                 return
             if run.is_save_due(progress):
-                self.saver.save(progress.step, run.training_state())
-                self._write_reconstructions(run, progress.step)
+                self.saver.save(progress.step, run.training_state(), self._picture(run, progress.step))
         self._finish(run, progress.step)
 
     def wants_stop(self) -> bool:
@@ -157,20 +155,15 @@ class Leader(Follower):
         self.reporter.event(EventType.RUN_STOPPED, step=progress.step, desired_state=self.reporter.desired_state)
         self.reporter.close(_FINAL_REPORT_SECONDS)
 
-    def _saved(self, step: int, key: str, size: int) -> None:
-        self.reporter.event(EventType.TRAINING_STATE_COMMITTED, step=step, key=key, bytes=size)
-
-    def _write_reconstructions(self, run: Run, step: int) -> None:
-        path = self._scratch / "reconstructions.png"
-        if run.write_reconstructions(path):
-            key = f"{reconstructions_prefix(self.order.prefix)}step={step:010d}.png"
-            entry = self.store.put_file(key, path)
-            self.reporter.event(EventType.RECONSTRUCTIONS_WRITTEN, step=step, key=key, bytes=entry.bytes, sha256=entry.sha256)
+    def _picture(self, run: Run, step: int) -> Path | None:
+        path = self._scratch / f"reconstructions-{step}.png"
+        return path if run.write_reconstructions(path) else None
 
     def _finish(self, run: Run, step: int) -> None:
         """Uploads the result and commits it. From here on the attempt has succeeded, whatever becomes of this process."""
         self.reporter.event(EventType.TRAINING_ENDED, step=step)
-        self._write_reconstructions(run, step)
+        if (picture := self._picture(run, step)) is not None:
+            self.saver.upload_picture(step, picture)
         order, folder = self.order, self._scratch / "result"
         folder.mkdir()
         run.write_result(folder)

@@ -4,6 +4,7 @@ import json
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from botocore.exceptions import ClientError
 from mae_core.config import RUN_SPEC, ModelConfig, NormalizeConfig
 from mae_core.errors import EncoderError
 from service.local import Seaweedfs
-from tests.integration.runs import pretrain_spec
+from tests.integration.runs import Json, pretrain_spec, wait_for
 from workers import objects
-from workers.contract import MANIFEST, EncoderManifest, StorageRef, TrainingStateManifest, WorkOrder
+from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder
 from workers.objects import ObjectStore, StorageError, state_folder
-from workers.saver import StateSaver
+from workers.reporter import Reporter
+from workers.saver import Saver
 
 PREFIX = "jobs/job1/"
 
@@ -56,21 +58,48 @@ def encoder_manifest(**files: objects.FileEntry) -> EncoderManifest:
     )
 
 
-def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str) -> None:
-    saved: list[int] = []
-    saver = StateSaver(order(bucket), store, 5, lambda step, key, size: saved.append(step))
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[EventType, Json]] = []
+
+    def event(self, kind: EventType, **data: Any) -> None:
+        self.events.append((kind, data))
+
+
+def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
+    told = Told()
+    saver = Saver(order(bucket), store, cast(Reporter, told), 5)
+    (tmp_path / "picture.png").write_bytes(b"PNG")
     for step in (3, 10, 200):
         tensor = torch.randn(1000, generator=torch.Generator().manual_seed(step))
-        saver.save(step, {"module.weight": tensor, "step": torch.tensor(step)})
-        while saved[-1:] != [step]:
-            threading.Event().wait(0.01)
+        saver.save(step, {"module.weight": tensor, "step": torch.tensor(step)}, tmp_path / "picture.png")
+        wait_for(lambda step=step: (told.events or [(None, {"step": 0})])[-1][1]["step"] == step, seconds=30, what=f"save {step}")
+        wait_for(lambda: told.events[-1][0] is EventType.RECONSTRUCTIONS_WRITTEN, seconds=30, what="its picture")
     saver.close(10)
     newest = store.newest_training_state(PREFIX)
     assert newest == state_folder(PREFIX, step=200, attempt=1, incarnation=5)
     assert torch.equal(store.load_training_state(newest)["module.weight"], tensor)
-    committed = [key for key in keys(seaweedfs, bucket) if key.endswith(MANIFEST)]
-    assert committed == [f"{state_folder(PREFIX, step=step, attempt=1, incarnation=5)}{MANIFEST}" for step in (10, 200)]
-    assert len(keys(seaweedfs, bucket)) == 4
+    states = [key for key in keys(seaweedfs, bucket) if "/training_state/" in key]
+    committed = [f"{state_folder(PREFIX, step=step, attempt=1, incarnation=5)}{MANIFEST}" for step in (10, 200)]
+    assert [key for key in states if key.endswith(MANIFEST)] == committed
+    assert len(states) == 4
+    assert len(keys(seaweedfs, bucket)) == 4 + 3
+
+
+def test_a_save_that_fails_is_not_heard_by_the_training(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", ())
+    told = Told()
+    saver = Saver(order(bucket), ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket)), cast(Reporter, told), 5)
+    saver.save(1, {"step": torch.tensor(1)})
+    wait_for(lambda: "training state of step 1 could not be saved; training goes on" in caplog.text, seconds=60, what="the failure")
+    saver.close(30)
+    assert told.events == []
 
 
 def test_a_state_without_manifest_does_not_exist(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_an_artifact_that_does_not_do(client: TestClient, service: Service, pret
     service.storage.put_text("bad/manifest.json", "{}")
     assert "is not an encoder's" in error(probe(client, artifact="s3://maestro/bad/"))[1]
     service.storage.put_text("probe/manifest.json", manifest_for(service.job(pretrained), kind="probe").model_dump_json())
-    assert "the result of a probe" in error(probe(client, artifact="s3://maestro/probe/"))[1]
+    assert "is the result of a probe" in error(probe(client, artifact="s3://maestro/probe/"))[1]
 
 
 def test_a_model_that_is_not_the_encoders(client: TestClient, pretrained: str) -> None:
