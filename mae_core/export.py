@@ -62,7 +62,12 @@ def _config(model: ModelConfig, normalize: NormalizeConfig, *, num_classes: int,
         "num_classes": num_classes,
         "num_features": model.width,
         "global_pool": global_pool,
-        "model_args": {"img_size": list(model.image_size), "patch_size": model.patch_size, "in_chans": model.in_chans},
+        "model_args": {  # what timm builds the model with; the pooling above is for people
+            "img_size": list(model.image_size),
+            "patch_size": model.patch_size,
+            "in_chans": model.in_chans,
+            "global_pool": global_pool,
+        },
         "pretrained_cfg": {
             "tag": "maestro",
             "num_classes": num_classes,

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mae_core.config import RUN_SPEC, FinetuneSpec, ModelConfig, PretrainSpec, ProbeSpec
 from mae_core.data.source import UnreadableImage
 from mae_core.runs import Run, open_run
 from mae_core.world import World
+
+torch.set_num_threads(1)  # as a run with one CPU does; two threads on two busy cores wait for each other
 
 Spec = PretrainSpec | ProbeSpec | FinetuneSpec
 TINY = ModelConfig(arch="vit_tiny_patch4", image_size=8)
