@@ -206,6 +206,9 @@ class OptimConfig(Strict):
         return self.base_lr * self.batch_size / 256
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class PretrainOptim(OptimConfig):
     """AdamW of the paper's Table 8."""
 
@@ -213,7 +216,7 @@ class PretrainOptim(OptimConfig):
     batch_size: int = Field(default=4096, ge=1, le=1_048_576)
     base_lr: float = Field(default=1.5e-4, gt=0)
     warmup_epochs: float = Field(default=40, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
 
 
 class FinetuneOptim(OptimConfig):
@@ -224,7 +227,7 @@ class FinetuneOptim(OptimConfig):
     base_lr: float = Field(default=5e-4, gt=0)
     warmup_epochs: float = Field(default=5, ge=0)
     min_lr: float = Field(default=1e-6, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     layer_decay: float = Field(default=0.65, gt=0, le=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
 
@@ -233,7 +236,7 @@ class ProbeOptim(OptimConfig):
     """SGD with momentum on frozen features (paper, appendix A.1: "SGD works similarly with a 4096 batch")."""
 
     epochs: int = Field(default=90, ge=1, le=1_000_000)
-    batch_size: int = Field(default=4096, ge=1, le=1_048_576)
+    batch_size: int = Field(default=4096, ge=2, le=1_048_576)  # BatchNorm has nothing to measure in one image
     accumulation: Literal[1] = 1
     base_lr: float = Field(default=0.1, gt=0)
     warmup_epochs: float = Field(default=10, ge=0)

@@ -1,0 +1,142 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mae_core.config import (
+    ARCH_SIZES,
+    IMAGENET_MEAN,
+    RUN_SPEC,
+    DataConfig,
+    FinetuneOptim,
+    ModelConfig,
+    NormalizeConfig,
+    PretrainOptim,
+    ProbeOptim,
+)
+from mae_core.train import read_spec
+from tests.unit.core_fixtures import finetune_spec, pretrain_spec, probe_spec, spec_of
+
+DATA = "/data/cells"
+SPECS = sorted((Path(__file__).parents[2] / "deploy" / "specs").rglob("*.yaml"))
+
+# (kind, what to change in a valid spec, what the error must say)
+BAD = [
+    ("pretrain", {"modle": {}}, r"modle.*Extra inputs are not permitted"),
+    ("pretrain", {"optim": {"bach_size": 8}}, r"optim\.bach_size.*Extra inputs"),
+    ("pretrain", {"optim": {"layer_decay": 0.5}}, r"optim\.layer_decay.*Extra inputs"),
+    ("pretrain", {"encoder": {"init": "random"}}, r"encoder.*Extra inputs"),
+    ("pretrain", {"num_seeds": 2}, r"num_seeds.*Extra inputs"),
+    ("probe", {"masking": {"ratio": 0.5}}, r"masking.*Extra inputs"),
+    ("probe", {"checkpoint": {"every_steps": 5}}, r"checkpoint.*Extra inputs"),
+    ("probe", {"optim": {"betas": [0.9, 0.95]}}, r"optim\.betas.*Extra inputs"),
+    ("finetune", {"decoder": {"depth": 1}}, r"decoder.*Extra inputs"),
+    ("finetune", {"optim": {"momentum": 0.9}}, r"optim\.momentum.*Extra inputs"),
+    ("train", {}, r"'train' found using 'kind' does not match any of .*'pretrain', 'probe', 'finetune'"),
+    ("pretrain", {"model": {"image_size": 30}}, r"image_size: height 30 is not divisible by the patch size 4.*use 28 or 32"),
+    ("pretrain", {"model": {"image_size": [8, 30]}}, r"image_size: width 30 is not divisible by the patch size 4"),
+    ("pretrain", {"model": {"image_size": 3}}, r"height 3 is not divisible.*use 4 or 8"),
+    ("pretrain", {"model": {"image_size": 0}}, r"height 0 is not divisible"),
+    ("pretrain", {"model": {"arch": "vit_giant_patch14"}}, r"'vit_giant_patch14' is not known: .*a size of tiny, small, base, large, huge"),
+    ("pretrain", {"model": {"arch": "vit_tiny_patch4_224"}}, r"is not known"),
+    ("pretrain", {"model": {"in_chans": 2}}, r"model\.in_chans: images have 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\) channels, not 2"),
+    ("pretrain", {"data": {"source": "digits"}}, r"model\.in_chans: the digits have 1 channel, not 3"),
+    ("pretrain", {"masking": {"ratio": 0.9}}, r"masking\.ratio 0\.9 leaves 0 of 4 patches visible"),
+    ("pretrain", {"masking": {"ratio": 1.0}}, r"masking\.ratio.*less than 1"),
+    ("pretrain", {"decoder": {"width": 100}}, r"decoder\.width.*multiple of 32"),
+    ("pretrain", {"optim": {"batch_size": 10, "accumulation": 4}}, r"optim\.batch_size 10 is not divisible .*accumulation 4; use 8 or 12"),
+    ("pretrain", {"resources": {"num_workers": 3}}, r"optim\.batch_size 4 is not divisible by 3 worker\(s\).*use 3 or 6"),
+    ("pretrain", {"optim": {"warmup_epochs": 2}}, r"warmup_epochs 2 must be less than epochs 2"),
+    ("pretrain", {"optim": {"betas": [0.9, 1.0]}}, r"optim\.betas\.1.*less than 1"),
+    ("finetune", {"optim": {"betas": [-1, 0.9]}}, r"optim\.betas\.0.*greater than or equal to 0"),
+    ("probe", {"optim": {"batch_size": 1}}, r"optim\.batch_size.*greater than or equal to 2"),
+    ("probe", {"optim": {"accumulation": 2}}, r"optim\.accumulation.*should be 1"),
+    ("pretrain", {"data": {"validation": "/data/val"}}, r"data\.validation: pretraining uses no validation images; leave it out"),
+    ("pretrain", {"data": {"transform": {"crop_scale": [0.5, 0.2]}}}, r"crop_scale \[0\.5, 0\.2\] must be \[low, high\]"),
+    ("pretrain", {"data": {"source": "cells"}}, r"source: 'cells' must be an absolute path"),
+    ("pretrain", {"data": {"source": "s3://bucket/cells"}}, r"source: only folders and 'digits' can be read, not 's3://bucket/cells'"),
+    ("pretrain", {"data": {"normalize": {"mean": [0.5], "std": [0.5]}}}, r"data\.normalize has 1 channel\(s\), but model\.in_chans is 3"),
+    ("pretrain", {"data": {"normalize": {"mean": [0.5], "std": [0.0]}}}, r"every std must be above 0"),
+    ("probe", {"data": {"validation_fraction": 0}}, r"give validation \(a folder\) or validation_fraction"),
+    ("probe", {"data": {"validation": "/data/val"}}, r"give validation or validation_fraction, not both"),
+    ("probe", {"model": None}, r"model: needed with encoder \{init: random\}"),
+    ("probe", {"encoder": {}}, r"give exactly one of job, artifact, file or init; got none"),
+    ("probe", {"encoder": {"job": "abc", "init": "random"}}, r"give exactly one of .*got job, init"),
+    ("finetune", {"encoder": {"artifact": "http://x/y"}}, r"encoder\.artifact.*should match pattern"),
+    ("finetune", {"encoder": {"job": "No Such"}}, r"encoder\.job.*should match pattern"),
+    ("pretrain", {"name": ""}, r"name.*at least 1 character"),
+    ("pretrain", {"seed": -1}, r"seed.*greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "said"), BAD)
+def test_bad_input_is_named_with_its_remedy(kind: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        spec_of(kind, DATA, **changes)
+    faults = [f"{'.'.join(map(str, fault['loc'][1:]))} {fault['msg']}" for fault in caught.value.errors()]
+    assert len(faults) == 1
+    assert re.search(said, faults[0]), faults
+
+
+@pytest.mark.parametrize("spec", [pretrain_spec(DATA, masking={"ratio": 0.75}), probe_spec(DATA), finetune_spec(DATA)])
+def test_json_and_back(spec: Any) -> None:
+    assert RUN_SPEC.validate_json(spec.model_dump_json()) == spec
+    assert RUN_SPEC.validate_python(spec.model_dump()) == spec
+
+
+@pytest.mark.parametrize("file", SPECS, ids=lambda file: file.name)
+def test_every_committed_spec_is_valid(file: Path) -> None:
+    assert read_spec(file).name
+
+
+def test_there_are_committed_specs() -> None:
+    assert {"digits-pretrain.yaml", "digits-probe.yaml"} <= {file.name for file in SPECS}
+
+
+def test_what_is_left_out_is_the_paper() -> None:
+    spec = RUN_SPEC.validate_python(
+        {"kind": "pretrain", "name": "x", "model": {"arch": "vit_base_patch16", "image_size": 224}, "data": {"source": DATA}}
+    )
+    assert spec.kind == "pretrain"
+    assert (spec.masking.ratio, spec.decoder.depth, spec.decoder.width, spec.decoder.num_heads) == (0.75, 8, 512, 16)
+    assert spec.target.norm_pix
+    assert (spec.data.transform.crop_scale, spec.data.transform.flip) == ((0.2, 1.0), True)
+    assert PretrainOptim(epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95)) == spec.optim
+    assert spec.optim.lr == pytest.approx(2.4e-3)
+    finetuning = FinetuneOptim()
+    assert (finetuning.betas, finetuning.layer_decay, finetuning.base_lr, finetuning.min_lr) == ((0.9, 0.999), 0.65, 5e-4, 1e-6)
+    assert (ProbeOptim().weight_decay, ProbeOptim().momentum, ProbeOptim().warmup_epochs) == (0.0, 0.9, 10)
+
+
+def test_what_a_model_is() -> None:
+    model = ModelConfig(arch="vit_base_patch16", image_size=(32, 48), in_chans=4)
+    assert (model.width, model.depth, model.num_heads) == (768, 12, 12)
+    assert (model.grid, model.num_patches, model.patch_dim) == ((2, 3), 6, 1024)
+    assert ModelConfig(arch="vit_huge_patch14", image_size=224).image_size == (224, 224)
+    assert [width // heads for width, _, heads in ARCH_SIZES.values()] == [64, 64, 64, 64, 80]
+
+
+def test_statistics_for_other_channels_than_three() -> None:
+    data = DataConfig(source=DATA)
+    assert data.normalize_for(3).mean == IMAGENET_MEAN
+    assert data.normalize_for(4) == NormalizeConfig(mean=(0.5,) * 4, std=(0.5,) * 4)
+    given = NormalizeConfig(mean=(0.1,), std=(0.2,))
+    assert DataConfig(source=DATA, normalize=given).normalize_for(1) == given
+
+
+def test_a_spec_takes_its_encoders_model() -> None:
+    model = ModelConfig(arch="vit_tiny_patch2", image_size=8)
+    without = probe_spec(DATA, model=None, encoder={"file": "/encoder"})
+    assert without.with_model(model, where="/encoder").model == model
+    with pytest.raises(ValueError, match=r"encoder /encoder: arch 'vit_tiny_patch4' \(encoder: 'vit_tiny_patch2'\); leave model out"):
+        probe_spec(DATA).with_model(model, where="/encoder")
+    digits = probe_spec("digits", model=None, encoder={"file": "/encoder"})
+    with pytest.raises(ValueError, match="the digits have 1 channel, not 3"):
+        digits.with_model(model, where="/encoder")
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        pretrain_spec(DATA).seed = 4
