@@ -116,6 +116,7 @@ class EventType(StrEnum):
     ATTEMPT_ENDED = "attempt_ended"
 
     WORKERS_STARTED = "workers_started"
+    FIRST_STEP_TAKEN = "first_step_taken"
     IMAGES_SKIPPED = "images_skipped"
     TRAINING_STATE_COMMITTED = "training_state_committed"
     UPLOAD_DELAYED = "upload_delayed"
@@ -130,6 +131,7 @@ class EventType(StrEnum):
 WORKER_EVENTS = frozenset(
     {
         EventType.WORKERS_STARTED,
+        EventType.FIRST_STEP_TAKEN,
         EventType.IMAGES_SKIPPED,
         EventType.TRAINING_STATE_COMMITTED,
         EventType.UPLOAD_DELAYED,

@@ -8,7 +8,9 @@ import os
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 
+import psutil
 from pydantic import ValidationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -20,6 +22,7 @@ from workers.reporter import Reporter
 from workers.train_loop import configure_logging, train_worker
 
 logger = logging.getLogger("maestro.driver")
+_STARTED_AT = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
 _FINAL_REPORT_SECONDS = 600.0
 
 
@@ -58,7 +61,7 @@ def fit(order: WorkOrder) -> None:
     with tempfile.TemporaryDirectory(prefix="maestro-ray-", ignore_cleanup_errors=True) as scratch:
         TorchTrainer(
             train_worker,
-            train_loop_config={"order": order.model_dump(mode="json")},
+            train_loop_config={"order": order.model_dump(mode="json"), "driver_started_at": _STARTED_AT.isoformat()},
             torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.num_workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=needs

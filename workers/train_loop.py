@@ -44,7 +44,7 @@ def train_worker(config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), device)
     with ExitStack() as stack:
         if world.rank == 0:
-            Leader(order, world, stack).train()
+            Leader(order, world, stack, config["driver_started_at"]).train()
         else:
             Follower(order, world, stack).train()
 
@@ -100,7 +100,8 @@ class Follower:
 class Leader(Follower):
     """Rank 0: trains, and reports, saves and commits."""
 
-    def __init__(self, order: WorkOrder, world: World, stack: ExitStack) -> None:
+    def __init__(self, order: WorkOrder, world: World, stack: ExitStack, driver_started_at: str) -> None:
+        self._driver_started_at, self._started_at = driver_started_at, datetime.now(UTC)
         self.incarnation = time.time_ns() // 1_000_000
         self.reporter = Reporter(order, self.incarnation)
         stack.callback(self.reporter.close, 5.0)  # after a failure; a run that ends well has closed it before
@@ -110,7 +111,6 @@ class Leader(Follower):
         self._pace = _Pace()
 
     def train(self) -> None:
-        started = time.monotonic()
         if self.committed_before():
             return
         run = self.open_run()
@@ -121,10 +121,13 @@ class Leader(Follower):
             device=str(self.world.device),
             host=platform.node(),
             resumed_from=self.resumed_from,
-            seconds_to_open=round(time.monotonic() - started, 3),
+            driver_started_at=self._driver_started_at,
+            worker_started_at=self._started_at.isoformat(),
         )
-        for progress in run.progress(self.wants_stop):
+        for number, progress in enumerate(run.progress(self.wants_stop)):
             self._tell(progress)
+            if number == 0:
+                self.reporter.event(EventType.FIRST_STEP_TAKEN, step=progress.step)
             if progress.stop_agreed:
                 self._stopped(progress)
                 return
