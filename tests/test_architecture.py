@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parent.parent
 PACKAGES = ("mae_core", "workers", "service")
 CONTROL = {"pydantic"}
 CORE = {"pydantic", "torch", "numpy", "PIL", "sklearn", "safetensors", "yaml"}
-WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx"}
+WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil"),
