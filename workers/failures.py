@@ -14,6 +14,10 @@ class StaleAttemptError(Exception):
     """A newer attempt has taken over the job: this one stops."""
 
 
+class StorageError(Exception):
+    """Object storage did not answer for minutes."""
+
+
 class RunFailedError(Exception):
     """A run has failed for a reason that another start of the workers would meet again."""
 
@@ -31,6 +35,7 @@ _REASONS: dict[type[BaseException], Reason] = {
     torch.OutOfMemoryError: Reason.OUT_OF_MEMORY,
     MemoryError: Reason.OUT_OF_MEMORY,
     StaleAttemptError: Reason.STALE_ATTEMPT,
+    StorageError: Reason.STORAGE_UNREACHABLE,
 }
 
 

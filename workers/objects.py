@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mae_core.errors import EncoderError
 from workers.contract import MANIFEST, EncoderManifest, FileEntry, StorageRef, TrainingStateManifest, training_state_prefix
+from workers.failures import StorageError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -29,10 +30,6 @@ STATE_FILE = "state.safetensors"
 _KEPT_STATES = 2
 _RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)  # five minutes in all, then the attempt is given up
 _PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchKey", "404", "403")
-
-
-class StorageError(Exception):
-    """Object storage did not answer, or refused, for minutes."""
 
 
 class ObjectStore:

@@ -16,7 +16,8 @@ from service.local import Seaweedfs
 from tests.integration.runs import Json, pretrain_spec, wait_for
 from workers import objects
 from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder
-from workers.objects import ObjectStore, StorageError, state_folder
+from workers.failures import StorageError
+from workers.objects import ObjectStore, state_folder
 from workers.reporter import Reporter
 from workers.saver import Saver
 

@@ -8,7 +8,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from mae_core.errors import DataError, DivergedError, EncoderError, SpecError
 from workers.contract import REASON_RULES, Reason
-from workers.failures import RunFailedError, StaleAttemptError, classify, may_restart
+from workers.failures import RunFailedError, StaleAttemptError, StorageError, classify, may_restart
 from workers.main import StopOnPermanentFailure
 
 COLLATERAL = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
@@ -24,6 +24,7 @@ COLLATERAL = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
         (torch.OutOfMemoryError("CUDA"), Reason.OUT_OF_MEMORY),
         (MemoryError(), Reason.OUT_OF_MEMORY),
         (StaleAttemptError("old"), Reason.STALE_ATTEMPT),
+        (StorageError("upload"), Reason.STORAGE_UNREACHABLE),
         (COLLATERAL, Reason.WORKER_DIED),
     ],
 )
