@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mae_core.config import OptimConfig
 from mae_core.data.loader import MicroBatch, TrainLoader
 from mae_core.errors import DataError, DivergedError
+from mae_core.export import check_tensors
 from mae_core.optim import cosine_lr, set_lr
 from mae_core.world import World
 
@@ -190,10 +191,11 @@ def training_state(training: Training) -> dict[str, Tensor]:
 
 
 def load_training_state(training: Training, state: dict[str, Tensor]) -> None:
-    """Takes up `state`, made by `training_state` of a training of the same spec."""
-    training.step = int(state["step"])
+    """Takes up `state`, made by `training_state` of a training of the same spec. Raises EncoderError where it does not fit."""
     module_state = {name.removeprefix("module."): tensor for name, tensor in state.items() if name.startswith("module.")}
+    check_tensors(module_state, training.module.state_dict(), where="the training state")
     training.module.load_state_dict(module_state)
+    training.step = int(state["step"])
     moments: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         if name.startswith("optimizer."):

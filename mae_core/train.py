@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 import yaml
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mae_core.config import DIGITS, RUN_SPEC, FinetuneSpec, PretrainSpec, ProbeSpec
-from mae_core.errors import MaeError, SpecError
+from mae_core.errors import EncoderError, MaeError, SpecError
 from mae_core.loop import Progress
 from mae_core.runs import Run, open_run
 from mae_core.world import World
@@ -42,7 +44,7 @@ def read_spec(path: Path) -> PretrainSpec | ProbeSpec | FinetuneSpec:
     """The spec in a YAML file; relative data folders count from the current folder. Raises SpecError naming each wrong field."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: a spec is a mapping of fields, such as kind, name and data")
@@ -53,7 +55,7 @@ def read_spec(path: Path) -> PretrainSpec | ProbeSpec | FinetuneSpec:
     try:
         return RUN_SPEC.validate_python(content)
     except ValidationError as error:
-        faults = [f"  {'.'.join(map(str, fault['loc'][1:])) or fault['loc']}: {fault['msg']}" for fault in error.errors()]
+        faults = [f"  {': '.join(filter(None, ['.'.join(map(str, fault['loc'][1:])), fault['msg']]))}" for fault in error.errors()]
         raise SpecError("\n".join([f"{path} is not a valid spec:", *faults])) from error
 
 
@@ -62,14 +64,15 @@ def train(spec: PretrainSpec | ProbeSpec | FinetuneSpec, output: Path) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
     output.mkdir(parents=True, exist_ok=True)
+    state_of = spec.model_dump_json(exclude={"name", "labels", "resources", "retry", "checkpoint"})
     if run.resumes and (output / _STATE).exists():
-        run.load_training_state(load_file(output / _STATE))
+        run.load_training_state(_load_state(output / _STATE, state_of))
     started = time.monotonic()
     with (output / "metrics.jsonl").open("a") as metrics:
         for progress in run.progress(lambda: False):
             _tell(progress, metrics_to=metrics, seconds=time.monotonic() - started)
             if run.is_save_due(progress):
-                save_file(run.training_state(), output / f"{_STATE}.new")
+                save_file(run.training_state(), output / f"{_STATE}.new", metadata={"spec": state_of})
                 os.replace(output / f"{_STATE}.new", output / _STATE)
     result = output / "result"
     result.mkdir(exist_ok=True)
@@ -78,6 +81,19 @@ def train(spec: PretrainSpec | ProbeSpec | FinetuneSpec, output: Path) -> Run:
     (output / _STATE).unlink(missing_ok=True)
     print(json.dumps({"result": str(result), "metrics": run.metrics}))
     return run
+
+
+def _load_state(path: Path, state_of: str) -> dict[str, Tensor]:
+    """The training state at `path`. Raises EncoderError where it cannot be read or is of another spec than `state_of`."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path} cannot be read ({error}); delete it to start over") from error
+    if metadata.get("spec") != state_of:
+        raise EncoderError(f"{path} is the training state of another spec; choose another --output, or delete it to start over")
+    return state
 
 
 def _for_one_worker(spec: PretrainSpec | ProbeSpec | FinetuneSpec) -> PretrainSpec | ProbeSpec | FinetuneSpec:

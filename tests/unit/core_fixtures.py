@@ -17,6 +17,7 @@ torch.set_num_threads(1)  # as a run with one CPU does; two threads on two busy 
 
 Spec = PretrainSpec | ProbeSpec | FinetuneSpec
 TINY = ModelConfig(arch="vit_tiny_patch4", image_size=8)
+SHALLOW = (64, 2, 2)  # stands for ARCH_SIZES["tiny"] where whole runs are tested: a step takes milliseconds
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 
 

@@ -1,0 +1,202 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from mae_core import train as train_command
+from mae_core.config import ARCH_SIZES, ModelConfig
+from mae_core.export import WEIGHTS, load_encoder
+from mae_core.loop import Progress
+from mae_core.train import main
+from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
+
+PROJECT = Path(__file__).parents[2]
+STATE = "training_state.safetensors"
+DIGITS = """\
+kind: pretrain
+name: digits
+model: {arch: vit_tiny_patch4, image_size: 8, in_chans: 1}
+masking: {ratio: 0.75}
+decoder: {depth: 1, width: 32}
+data: {source: digits, validation_fraction: 0.5}
+optim: {epochs: 2, batch_size: 256, base_lr: 1.0e-3, warmup_epochs: 1}
+resources: {num_workers: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCH_SIZES, "tiny", SHALLOW)
+
+
+def spec_file(folder: Path, **changes: Any) -> Path:
+    """Pretraining on 16 pictures: eight steps, with a state after each third."""
+    if not (folder / "images").exists():
+        image_folder(folder / "images")
+    spec: dict[str, Any] = {
+        "kind": "pretrain",
+        "name": "pictures",
+        "model": {"arch": "vit_tiny_patch4", "image_size": 8},
+        "decoder": {"depth": 1, "width": 32},
+        "data": {"source": str(folder / "images"), "max_corrupt_fraction": 0.5},
+        "optim": {"epochs": 2, "batch_size": 4, "base_lr": 0.01, "warmup_epochs": 1},
+        "checkpoint": {"every_steps": 3},
+    }
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec | changes))
+    return path
+
+
+def run(spec: Path, output: Path) -> int:
+    return main([str(spec), "--output", str(output)])
+
+
+def metrics_of(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = train_command._tell
+
+    def interrupting(progress: Progress, **more: Any) -> None:
+        tell(progress, **more)
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "_tell", interrupting)
+
+
+def test_the_digits_from_spec_to_encoder_and_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec.yaml").write_text(DIGITS)
+    assert run(tmp_path / "spec.yaml", tmp_path / "out") == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    points = metrics_of(tmp_path / "out")
+    assert [point["step"] for point in points] == list(range(1, 7))  # three batches an epoch
+    assert said == {"result": str(tmp_path / "out" / "result"), "metrics": {"loss": points[-1]["loss"]}}
+    assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
+    assert not (tmp_path / "out" / STATE).exists()
+    wanted = ModelConfig(arch="vit_tiny_patch4", image_size=8, in_chans=1)
+    load_encoder(tmp_path / "out" / "result", wanted=wanted)
+
+    probe = {
+        "kind": "probe",
+        "name": "digits",
+        "encoder": {"file": str(tmp_path / "out" / "result")},
+        "data": {"source": "digits", "validation_fraction": 0.5},
+        "optim": {"epochs": 5, "batch_size": 128, "warmup_epochs": 1},
+    }
+    (tmp_path / "probe.yaml").write_text(yaml.safe_dump(probe))
+    assert run(tmp_path / "probe.yaml", tmp_path / "probe") == 0
+    accuracy = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["val_accuracy"]
+    assert 0.5 < accuracy <= 1
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = spec_file(tmp_path)
+    if kind == "finetune":
+        content = yaml.safe_load(spec.read_text()) | {"kind": kind, "encoder": {"init": "random"}}
+        content["data"]["validation_fraction"] = 0.25
+        del content["decoder"]
+        spec.write_text(yaml.safe_dump(content))
+    assert run(spec, tmp_path / "undisturbed") == 0
+    with monkeypatch.context() as patched:
+        interrupt_at(4, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, tmp_path / "interrupted")
+    assert int(load_file(tmp_path / "interrupted" / STATE)["step"]) == 3
+    assert run(spec, tmp_path / "interrupted") == 0
+    undisturbed, again = (load_file(tmp_path / name / "result" / WEIGHTS) for name in ("undisturbed", "interrupted"))
+    assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)
+    losses, others = ({point["step"]: point["loss"] for point in metrics_of(tmp_path / name)} for name in ("undisturbed", "interrupted"))
+    assert losses == others
+    said = [json.loads(line)["metrics"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert said[0] == said[1]
+
+
+def test_a_state_of_another_spec_or_none_at_all_is_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        interrupt_at(4, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec_file(tmp_path), output)
+    assert run(spec_file(tmp_path, seed=1), output) == 1
+    assert "is the training state of another spec; choose another --output, or delete it" in capsys.readouterr().err
+    assert run(spec_file(tmp_path, name="renamed", checkpoint={"every_steps": 4}), output) == 0
+    (output / STATE).write_bytes(b"half a file")
+    capsys.readouterr()
+    assert run(spec_file(tmp_path), output) == 1
+    assert re.search(rf"{STATE} cannot be read .*; delete it to start over", capsys.readouterr().err)
+    save_file({"step": torch.tensor(3)}, output / STATE)
+    assert run(spec_file(tmp_path), output) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- a list", "a spec is a mapping of fields"),
+        ("kind: [", r"spec\.yaml: while parsing"),
+        ("name: x", r"Unable to extract tag using discriminator 'kind'"),
+        ("kind: train", r"'train' found using 'kind' does not match any of the expected tags: 'pretrain', 'probe', 'finetune'"),
+        (DIGITS.replace("epochs: 2", "epochs: none"), r"\n  optim\.epochs: Input should be a valid integer"),
+        (DIGITS.replace("256", "255"), r"\n  .*optim\.batch_size 255 is not divisible by 2 worker"),
+        (DIGITS + "nonsense: 1\n", r"\n  nonsense: Extra inputs are not permitted"),
+        (DIGITS.replace("source: digits", "source: nowhere").replace("in_chans: 1", "in_chans: 3"), r"folder /.*/nowhere does not exist"),
+    ],
+)
+def test_errors_go_to_stderr_with_exit_code_1(content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec.yaml").write_text(content)
+    assert run(tmp_path / "spec.yaml", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert re.search(said, captured.err), captured.err
+    assert "()" not in captured.err
+
+
+def test_a_spec_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "missing.yaml", tmp_path) == 1
+    assert "missing.yaml" in capsys.readouterr().err
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00kind")
+    assert run(tmp_path / "binary.yaml", tmp_path) == 1
+    assert "binary.yaml" in capsys.readouterr().err
+
+
+def test_an_encoder_of_a_job_needs_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = {"kind": "probe", "name": "x", "encoder": {"job": "abc"}, "data": {"source": "digits", "validation_fraction": 0.2}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    assert run(tmp_path / "spec.yaml", tmp_path / "out") == 1
+    assert "encoder: without the service only {file: FOLDER} and {init: random}" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_told_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = spec_file(tmp_path)
+    corrupt(tmp_path / "images" / "cat" / "004.png")
+    assert run(spec, tmp_path / "out") == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped cat/004.png: ")]
+
+
+def test_relative_folders_count_from_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_file(tmp_path, data={"source": "images"})
+    monkeypatch.chdir(tmp_path)
+    assert main([str(spec), "--output", "out"]) == 0
+    assert (tmp_path / "out" / "result" / WEIGHTS).exists()
+
+
+def test_as_a_program_it_fails_without_a_traceback(tmp_path: Path) -> None:
+    spec = spec_file(tmp_path, data={"source": str(tmp_path / "nowhere")})
+    done = subprocess.run([sys.executable, "-m", "mae_core.train", str(spec)], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(rf"error: data: the folder {tmp_path}/nowhere does not exist .*\n", done.stderr)
