@@ -6,6 +6,7 @@ small that sharing its batches would cost more than repeating the work, and so i
 Shapes: N images, B a batch, D width.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,7 @@ from mae_core.config import NormalizeConfig, ProbeSpec
 from mae_core.data.loader import SkippedImages, measured_batches
 from mae_core.data.source import ImageSource, LabelledData
 from mae_core.data.transforms import normalise
-from mae_core.errors import SpecError
+from mae_core.errors import DivergedError, SpecError
 from mae_core.loop import Progress, WantsStop, autocast, check_skipped
 from mae_core.optim import cosine_lr, set_lr
 from mae_core.randomness import Stream, permutation
@@ -57,19 +58,18 @@ class Probe:
     def train_head(self, seed: int, place: int, wants_stop: WantsStop) -> Iterator[Progress]:
         """Trains the head number `place` of the run, yielding after each part of the encoding and each epoch."""
         optim = self._spec.optim
-        epoch_steps = len(self._data.train) // optim.batch_size
-        if not epoch_steps:
-            num_train = len(self._data.train)
-            raise SpecError(f"optim.batch_size {optim.batch_size} is larger than the data ({num_train} training images); lower it")
-        num_steps = optim.epochs * epoch_steps
-        all_steps, done = num_steps * self._spec.num_seeds, num_steps * place
         if self._features is None:
+            num_steps = optim.epochs * self._epoch_steps(len(self._data.train))
             for stop in self._encode(wants_stop):
-                yield Progress(done, all_steps, 0.0, skipped=self._skipped_by_all(), stop_agreed=stop)
+                skipped = self._skipped_by_all()
+                yield Progress(num_steps * place, num_steps * self._spec.num_seeds, 0.0, skipped=skipped, stop_agreed=stop)
                 if stop:
                     return
         assert self._features is not None
         train_ND, train_labels_N, _, _ = self._features
+        epoch_steps = self._epoch_steps(len(train_ND))  # fewer images than before, where some cannot be read
+        num_steps = optim.epochs * epoch_steps
+        all_steps, done = num_steps * self._spec.num_seeds, num_steps * place
         head = ProbeHead(train_ND.shape[1], len(self._data.classes), torch.Generator().manual_seed(seed)).to(self._world.device)
         optimizer = torch.optim.SGD(head.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
         warmup_steps = optim.warmup_epochs * epoch_steps
@@ -86,10 +86,18 @@ class Probe:
                 optimizer.step()
             step = done + (epoch + 1) * epoch_steps
             points = [(step, {"loss": loss.item(), "lr": lr})]
+            if not math.isfinite(loss.item()):
+                raise DivergedError(f"the loss of step {step} is {loss.item()}; lower optim.base_lr or lengthen optim.warmup_epochs")
             last = epoch + 1 == optim.epochs
             evaluated = {"val_accuracy": self._measure(head)} if last else {}
             yield Progress(step, all_steps, float(epoch + 1), points, evaluated=evaluated, stop_agreed=self._agree(wants_stop))
         self.heads.append(head)
+
+    def _epoch_steps(self, num_train: int) -> int:
+        batch_size = self._spec.optim.batch_size
+        if batch_size > num_train:
+            raise SpecError(f"optim.batch_size {batch_size} is larger than the data ({num_train} training images); lower it")
+        return num_train // batch_size
 
     def _measure(self, head: ProbeHead) -> float:
         assert self._features is not None
