@@ -15,8 +15,13 @@ _BATCH = 256
 
 
 @torch.inference_mode()
-def accuracy(module: nn.Module, data: LabelledData, *, normalize: NormalizeConfig, world: World, num_threads: int) -> dict[str, float]:
-    """`val_accuracy` in [0, 1] of `module`'s logits over the readable validation images, each seen once, centre-cropped."""
+def accuracy(
+    module: nn.Module, data: LabelledData, *, normalize: NormalizeConfig, world: World, num_threads: int, skipped: SkippedImages
+) -> dict[str, float]:
+    """`val_accuracy` in [0, 1] of `module`'s logits over the readable validation images, each seen once, centre-cropped.
+
+    `skipped` gets the unreadable ones that this worker met.
+    """
     counts = torch.zeros(2, dtype=torch.float64, device=world.device)
     batches = measured_batches(
         data.validation_source,
@@ -24,7 +29,7 @@ def accuracy(module: nn.Module, data: LabelledData, *, normalize: NormalizeConfi
         size=module.encoder.model.image_size,  # type: ignore[union-attr, arg-type]
         batch_size=_BATCH,
         num_threads=num_threads,
-        skipped=SkippedImages(),
+        skipped=skipped,
     )
     for batch in batches:
         with autocast(world.device):

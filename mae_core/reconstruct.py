@@ -37,11 +37,16 @@ def reconstruct(mae: MaskedAutoencoder, images_BCHW: Tensor, noise_BL: Tensor) -
 
 def reconstruction_grid(
     mae: MaskedAutoencoder, source: ImageSource, members: list[int], *, normalize: NormalizeConfig, seed: int
-) -> Image.Image:
-    """A row for each image: input, visible patches, prediction, prediction with the visible patches pasted in."""
+) -> Image.Image | None:
+    """A row for each image: input, visible patches, prediction, prediction with the visible patches pasted in.
+
+    None where none of the images can be read.
+    """
     model, device = mae.encoder.model, mae.mask_token.device
     batches = measured_batches(source, members, size=model.image_size, batch_size=len(members), num_threads=1, skipped=SkippedImages())
-    batch = next(batches)
+    batch = next(batches, None)
+    if batch is None:
+        return None
     images = normalise(batch.pixels_BHWC.to(device), normalize)
     noise = uniform(seed=seed, epoch=0, stream=Stream.MASK, samples=batch.samples_B.to(device), count=model.num_patches)
     prediction, mask = reconstruct(mae, images, noise)

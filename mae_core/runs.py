@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,10 +18,10 @@ from mae_core.config import FinetuneSpec, ModelConfig, NormalizeConfig, Pretrain
 from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource, LabelledData, open_source, split
 from mae_core.data.transforms import normalise
-from mae_core.errors import DataError
+from mae_core.errors import DataError, SpecError
 from mae_core.evaluate import accuracy
 from mae_core.export import load_encoder, write_classifier, write_encoder, write_probe
-from mae_core.loop import Progress, Training, WantsStop, load_training_state, training_state
+from mae_core.loop import Progress, Training, WantsStop, check_skipped, load_training_state, training_state
 from mae_core.mae import MaskedAutoencoder
 from mae_core.optim import finetune_optimizer, pretrain_optimizer
 from mae_core.probe import Probe
@@ -62,7 +63,7 @@ class Run(ABC):
         """Writes what the run is for into an empty folder."""
 
     def write_reconstructions(self, path: Path) -> bool:
-        """Writes a picture of reconstructions as PNG; False where the kind makes none."""
+        """Writes a picture of reconstructions as PNG; False where there is none to make."""
         return False
 
 
@@ -118,7 +119,6 @@ class _TrainedRun(Run):
     def _keep_last(self, progress: Progress) -> None:
         if progress.points:
             self.metrics |= {"loss": progress.points[-1][1]["loss"]}
-        self.metrics |= progress.evaluated
 
 
 class PretrainRun(_TrainedRun):
@@ -164,8 +164,10 @@ class PretrainRun(_TrainedRun):
         write_encoder(self._mae.encoder, folder, normalize=self.normalize)
 
     def write_reconstructions(self, path: Path) -> bool:
-        reconstruction_grid(self._mae, self._source, self._shown, normalize=self.normalize, seed=self._spec.seed).save(path)
-        return True
+        picture = reconstruction_grid(self._mae, self._source, self._shown, normalize=self.normalize, seed=self._spec.seed)
+        if picture is not None:
+            picture.save(path)
+        return picture is not None
 
 
 class FinetuneRun(_TrainedRun):
@@ -178,6 +180,7 @@ class FinetuneRun(_TrainedRun):
         encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._unreadable, self._num_unreadable = SkippedImages(), 0  # of the validation images
         self._classifier = Classifier(
             encoder, num_classes=len(self._data.classes), pooling=spec.pooling, generator=_generator(spec.seed)
         ).to(world.device)
@@ -202,19 +205,35 @@ class FinetuneRun(_TrainedRun):
         for progress in self.training.steps(wants_stop):
             self._keep_last(progress)
             yield progress
-            if not progress.stop_agreed and (progress.step % every == 0 or progress.step == progress.num_steps):
-                evaluated = Progress(progress.step, progress.num_steps, progress.epoch, evaluated=self._evaluate())
-                self._keep_last(evaluated)
-                yield evaluated
+            if progress.stop_agreed:
+                return
+            if progress.step % every == 0 or progress.step == progress.num_steps:
+                yield self._evaluate(progress.epoch)
                 self._classifier.train()
-        if not self.metrics.get("val_accuracy"):  # resumed from the state saved at the very last step
-            self.metrics |= self._evaluate()
+        if "val_accuracy" not in self.metrics:  # resumed from the state saved at the very last step
+            yield self._evaluate(float(self._spec.optim.epochs))
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, epoch: float) -> Progress:
+        """Raises DataError when too many validation images are unreadable, on all workers."""
         self._classifier.eval()
-        return accuracy(
-            self._classifier, self._data, normalize=self.normalize, world=self._world, num_threads=self._spec.resources.cpus_per_worker
+        evaluated = accuracy(
+            self._classifier,
+            self._data,
+            normalize=self.normalize,
+            world=self._world,
+            num_threads=self._spec.resources.cpus_per_worker,
+            skipped=self._unreadable,
         )
+        new = {key: why for worker in self._world.gather(self._unreadable.take_new()) for key, why in worker.items()}
+        self._num_unreadable += len(new)
+        check_skipped(
+            self._num_unreadable,
+            of=len(self._data.validation),
+            max_fraction=self._spec.data.max_corrupt_fraction,
+            example=next(iter(new.values()), ""),
+        )
+        self.metrics |= evaluated
+        return Progress(self.training.step, self.training.num_steps, epoch, skipped=new, evaluated=evaluated)
 
     def write_result(self, folder: Path) -> None:
         write_classifier(self._classifier, folder, classes=list(self._data.classes), normalize=self.normalize)
@@ -253,6 +272,10 @@ def starting_encoder(spec: ProbeSpec | FinetuneSpec, folder: Path | None, seed: 
     """The encoder a probe or fine-tune starts from, and the normalisation of its images (the encoder's, unless the spec gives one)."""
     if folder is not None:
         encoder, normalize = load_encoder(folder, wanted=spec.model)
+        try:
+            spec.with_model(encoder.model, where=str(folder))
+        except ValidationError as error:
+            raise SpecError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from error
         return encoder, spec.data.normalize or normalize
     assert spec.model is not None, "the spec's own check"
     encoder = Encoder(spec.model)

@@ -1,69 +1,224 @@
-"""Logs and artifacts over HTTP."""
+"""Whole runs of one process. Two processes are in test_two_workers.py."""
 
-from fastapi.testclient import TestClient
+from pathlib import Path
+from typing import Any
 
-from service.ray_jobs import RayStatus
-from tests.unit.service_fixtures import Service
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-
-def end(service: Service, job_id: str, *, attempt: int = 1, status: RayStatus = RayStatus.SUCCEEDED) -> None:
-    if status is RayStatus.SUCCEEDED:
-        service.commit_result(job_id, attempt=attempt)
-    service.ray.end(f"{job_id}-a{attempt}", status)
-    service.tick(2)
-
-
-def test_logs_come_from_ray_and_afterwards_from_storage(client: TestClient, service: Service) -> None:
-    job_id = service.submit()
-    path = f"/v1/jobs/{job_id}/logs"
-    assert (client.get(path).status_code, client.get(path).text) == (200, "")
-    service.tick()
-    answer = client.get(path)
-    assert answer.text == f"log of {job_id}-a1\n"
-    assert answer.headers["content-type"].startswith("text/plain")
-    end(service, job_id)
-    service.ray.forget()
-    service.ray.is_down = True
-    assert client.get(path).text == f"log of {job_id}-a1\n"
-
-
-def test_logs_of_an_earlier_attempt(client: TestClient, service: Service) -> None:
-    job_id = service.start()
-    end(service, job_id, status=RayStatus.FAILED)
-    service.tick(10)
-    path = f"/v1/jobs/{job_id}/logs"
-    assert client.get(path).text == f"log of {job_id}-a2\n"
-    assert client.get(path, params={"attempt": 1}).text == f"log of {job_id}-a1\n"
-    assert client.get(path, params={"attempt": 3}).status_code == 404
+from mae_core.config import ARCH_SIZES, ModelConfig
+from mae_core.errors import DataError, EncoderError, SpecError
+from mae_core.export import WEIGHTS, load_encoder, write_encoder
+from mae_core.loop import Progress
+from mae_core.runs import Run
+from mae_core.vit import Encoder, initialise
+from tests.unit.core_fixtures import (
+    SHALLOW,
+    Spec,
+    corrupt,
+    finetune_spec,
+    image_folder,
+    losses,
+    opened,
+    picture,
+    pretrain_spec,
+    probe_spec,
+    spec_of,
+)
 
 
-def test_logs_that_nobody_has(client: TestClient, service: Service) -> None:
-    job_id = service.start()
-    service.ray.forget()
-    assert client.get(f"/v1/jobs/{job_id}/logs").text == ""
-    service.ray.is_down = True
-    answer = client.get(f"/v1/jobs/{job_id}/logs")
-    assert (answer.status_code, answer.json()["type"]) == (503, "urn:maestro:ray-unreachable")
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCH_SIZES, "tiny", SHALLOW)
 
 
-def test_artifacts_of_a_result(client: TestClient, service: Service) -> None:
-    job_id = service.start()
-    assert client.get(f"/v1/jobs/{job_id}/artifacts").json() == {"artifacts": []}
-    end(service, job_id)
-    found = {item["name"]: item for item in client.get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]}
-    assert set(found) == {"encoder/manifest.json", "encoder/model.safetensors", "logs/attempt-1.txt"}
-    assert found["encoder/model.safetensors"]["sha256"] == "a" * 64
-    assert found["encoder/manifest.json"]["bytes"] > 100
-    assert found["encoder/model.safetensors"]["uri"] == f"s3://maestro/jobs/{job_id}/encoder/model.safetensors"
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "images")  # 16 images; 12 to train on where a quarter is held back
 
 
-def test_an_artifact_is_fetched_by_a_presigned_address(client: TestClient, service: Service) -> None:
-    job_id = service.start()
-    end(service, job_id)
-    answer = client.get(f"/v1/jobs/{job_id}/artifacts/encoder/model.safetensors", follow_redirects=False)
-    assert answer.status_code == 307
-    assert answer.headers["location"].startswith(f"http://public.example/maestro/jobs/{job_id}/encoder/model.safetensors?")
-    for name in ("encoder", "encoder/", "nope", "../x", "encoder/../../secret", ""):
-        answer = client.get(f"/v1/jobs/{job_id}/artifacts/{name}", follow_redirects=False)
-        assert answer.status_code in (404, 307), name
-        assert "location" not in answer.headers or "public.example" not in answer.headers["location"], name
+@pytest.fixture
+def encoder_folder(tmp_path: Path) -> Path:
+    model = ModelConfig(arch="vit_tiny_patch4", image_size=8)
+    encoder = Encoder(model)
+    initialise(encoder, torch.Generator().manual_seed(8))
+    (tmp_path / "encoder").mkdir()
+    write_encoder(encoder, tmp_path / "encoder", normalize=pretrain_spec("/x").data.normalize_for(3))
+    return tmp_path / "encoder"
+
+
+def told(run: Run) -> list[Progress]:
+    return list(run.progress(lambda: False))
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return run.training_state()
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(kind: str, accumulation: int, folder: Path, tmp_path: Path) -> None:
+    """Through a file; the steps lie at the start, the end and in the middle of an epoch."""
+    changes: dict[str, Any] = {"optim": {"epochs": 3, "accumulation": accumulation, "warmup_epochs": 1}}
+    if kind == "finetune":
+        changes["evaluate_every_epochs"] = 1
+    spec = spec_of(kind, folder, **changes)
+    undisturbed = opened(spec)
+    expected: dict[int, float] = {}
+    for progress in undisturbed.progress(lambda: False):
+        expected |= {step: values["loss"] for step, values in progress.points}
+        if not progress.evaluated:
+            save_file(undisturbed.training_state(), tmp_path / f"{progress.step}")
+    num_steps = max(expected)
+    assert num_steps == {"pretrain": 12, "finetune": 6}[kind]
+    assert len(set(expected.values())) == num_steps
+    for start in (1, num_steps // 2, num_steps - 1):
+        resumed = opened(spec)
+        resumed.load_training_state(load_file(tmp_path / f"{start}"))
+        assert losses(resumed) == {step: loss for step, loss in expected.items() if step > start}
+        assert_same(weights(resumed), weights(undisturbed))
+        assert resumed.metrics == undisturbed.metrics
+
+
+def test_the_same_spec_gives_the_same_run_and_another_seed_another(folder: Path) -> None:
+    first, again, other = (losses(opened(pretrain_spec(folder, seed=seed))) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_accumulating_changes_nothing_but_rounding(kind: str, folder: Path) -> None:
+    once, twice = (losses(opened(spec_of(kind, folder, optim={"base_lr": 1e-3, "accumulation": parts}))) for parts in (1, 2))
+    assert list(once.values()) == pytest.approx(list(twice.values()), rel=1e-5)
+
+
+def test_pretraining_learns_and_writes_its_encoder(tmp_path: Path) -> None:
+    for number in range(8):  # plain colours: what is masked can be told from what is seen
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        picture(number, width=1, height=1).resize((8, 8)).save(tmp_path / "plain" / f"{number}.png")
+    run = opened(pretrain_spec(tmp_path / "plain", target={"norm_pix": False}, optim={"epochs": 25, "batch_size": 8, "base_lr": 0.05}))
+    found = losses(run)
+    assert run.metrics["loss"] == found[25]
+    assert found[25] < 0.5 * found[1]
+    (tmp_path / "result").mkdir()
+    run.write_result(tmp_path / "result")
+    encoder, normalize = load_encoder(tmp_path / "result", wanted=run.model)
+    state = weights(run)
+    assert all(torch.equal(tensor, state[f"module.encoder.{name}"]) for name, tensor in encoder.state_dict().items())
+    assert normalize == run.normalize
+
+
+def test_masks_are_new_in_each_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, dict[int, list[float]]] = {}
+    from mae_core import runs
+
+    def spying(**asked: Any) -> torch.Tensor:
+        noise = original(**asked)
+        seen.setdefault(asked["epoch"], {}).update(dict(zip(asked["samples"].tolist(), noise.tolist(), strict=True)))
+        return noise
+
+    original = runs.uniform
+    monkeypatch.setattr(runs, "uniform", spying)
+    told(opened(pretrain_spec(folder)))
+    assert len(seen[0]) == len(seen[1]) == 16
+    assert all(seen[0][sample] != seen[1][sample] for sample in seen[0])
+    assert len({tuple(noise) for noise in seen[0].values()}) == 16
+
+
+def test_finetuning_starts_from_the_encoder_and_evaluates(folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
+    spec = finetune_spec(folder, model=None, encoder={"file": str(encoder_folder)}, evaluate_every_epochs=1)
+    run = opened(spec, encoder_folder=encoder_folder)
+    saved, state = load_file(encoder_folder / WEIGHTS), weights(run)
+    assert torch.equal(state["module.encoder.blocks.1.mlp.fc1.weight"], saved["blocks.1.mlp.fc1.weight"])
+    evaluated = [(progress.step, progress.evaluated) for progress in told(run) if progress.evaluated]
+    steps_per_epoch = evaluated[0][0]
+    assert [step for step, _ in evaluated] == [steps_per_epoch, 2 * steps_per_epoch]
+    assert all(0 <= metrics["val_accuracy"] <= 1 for _, metrics in evaluated)
+    assert run.metrics["val_accuracy"] == evaluated[-1][1]["val_accuracy"]
+    (tmp_path / "result").mkdir()
+    run.write_result(tmp_path / "result")
+    assert load_file(tmp_path / "result" / WEIGHTS)["head.weight"].shape == (2, 64)
+
+
+def test_finetuning_learns(tmp_path: Path) -> None:
+    for name, level in (("dark", 40), ("light", 215)):
+        (tmp_path / name).mkdir()
+        for number in range(16):
+            picture(number).point(lambda value, level=level: (value + 3 * level) // 4).save(tmp_path / name / f"{number}.png")
+    run = opened(finetune_spec(tmp_path, optim={"epochs": 4, "batch_size": 8, "base_lr": 0.02}))
+    told(run)
+    assert run.metrics["val_accuracy"] == 1.0
+
+
+def test_a_stopped_finetuning_does_not_evaluate(folder: Path) -> None:
+    """Its workers have agreed to end: one that went on into the evaluation would wait there for the others."""
+    run = opened(finetune_spec(folder))
+    progress = list(run.progress(lambda: True))
+    assert [(each.step, each.stop_agreed, each.evaluated) for each in progress] == [(1, True, {})]
+
+
+def test_a_finetuning_resumed_at_its_end_still_evaluates(folder: Path) -> None:
+    spec = finetune_spec(folder)
+    first = opened(spec)
+    told(first)
+    again = opened(spec)
+    again.load_training_state(first.training_state())
+    (only,) = told(again)
+    assert only.evaluated == {"val_accuracy": first.metrics["val_accuracy"]}
+    assert again.metrics["val_accuracy"] == first.metrics["val_accuracy"]
+
+
+def test_unreadable_validation_images_are_told_once_and_limited(folder: Path, tmp_path: Path) -> None:
+    validation = image_folder(tmp_path / "validation", per_class=4)
+    bad = corrupt(validation / "cat" / "001.png")
+    data: dict[str, Any] = {"validation": str(validation), "validation_fraction": 0}
+    spec = finetune_spec(folder, data=data | {"max_corrupt_fraction": 0.2}, evaluate_every_epochs=1)
+    assert [list(progress.skipped) for progress in told(opened(spec)) if progress.skipped] == [[bad]]
+    with pytest.raises(DataError, match=r"1 of 8 images cannot be read, more than data\.max_corrupt_fraction 0\.1.*cat/001\.png"):
+        told(opened(finetune_spec(folder, data=data | {"max_corrupt_fraction": 0.1})))
+
+
+def test_unreadable_training_images_are_told_and_limited(folder: Path) -> None:
+    bad = {corrupt(folder / "cat" / "002.png"), corrupt(folder / "dog" / "007.png")}
+    skipped = [key for progress in told(opened(pretrain_spec(folder))) for key in progress.skipped]
+    assert sorted(skipped) == sorted(bad)
+    with pytest.raises(
+        DataError, match=r"\d of 16 images cannot be read, more than data\.max_corrupt_fraction 0\.05.*images/(cat|dog)/00\d"
+    ):
+        told(opened(pretrain_spec(folder, data={"max_corrupt_fraction": 0.05})))
+
+
+def test_saving_is_due_between_the_ends(folder: Path) -> None:
+    run = opened(pretrain_spec(folder, checkpoint={"every_steps": 4}))
+    assert [progress.step for progress in told(run) if run.is_save_due(progress)] == [4]  # of eight: the last step needs no state
+    assert not opened(probe_spec(folder)).resumes
+
+
+def test_an_encoder_that_is_another_model(folder: Path, encoder_folder: Path) -> None:
+    spec = probe_spec(folder, model={"image_size": 16}, encoder={"file": str(encoder_folder)})
+    with pytest.raises(EncoderError, match="but the spec's model is"):
+        opened(spec, encoder_folder=encoder_folder)
+
+
+@pytest.mark.parametrize(
+    "spec", [probe_spec("digits", model=None, encoder={"file": "/e"}), finetune_spec("digits", model=None, encoder={"file": "/e"})]
+)
+def test_an_encoder_that_does_not_fit_the_data(spec: Spec, encoder_folder: Path) -> None:
+    with pytest.raises(SpecError, match=r"^model\.in_chans: the digits have 1 channel, not 3$"):
+        opened(spec, encoder_folder=encoder_folder)
+
+
+def test_nothing_left_to_train_on(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.validation_fraction 0\.9999 leaves no image to train on; lower it"):
+        opened(pretrain_spec(folder, data={"validation_fraction": 0.9999}))
+
+
+def test_a_batch_larger_than_the_data(folder: Path) -> None:
+    with pytest.raises(SpecError, match=r"optim\.batch_size 32 is larger than the data \(16 training images\)"):
+        opened(pretrain_spec(folder, optim={"batch_size": 32}))
