@@ -30,6 +30,7 @@ from mae_core.reconstruct import reconstruction_grid
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 
+_NUM_SHOWN = 8  # images in a picture of reconstructions
 Metrics = dict[str, float | list[float]]
 
 
@@ -133,7 +134,8 @@ class PretrainRun(_TrainedRun):
         members, held_back = split(self._source, spec.data.validation_fraction)
         if not members:
             raise DataError(f"data.validation_fraction {spec.data.validation_fraction:g} leaves no image to train on; lower it")
-        self._shown = (held_back or members)[:8]
+        choice = held_back or members
+        self._shown = choice[:: max(len(choice) // _NUM_SHOWN, 1)][:_NUM_SHOWN]  # spread over the classes
         self._mae = MaskedAutoencoder(Encoder(spec.model), masking=spec.masking, decoder=spec.decoder, target=spec.target)
         initialise(self._mae, _generator(spec.seed))
         self._mae.to(world.device)
