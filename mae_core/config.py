@@ -23,6 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DIGITS = "digits"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_MAX_PATCHES = 65_536
 _DECODER_HEAD_WIDTH = 32  # 512 wide, 16 heads in the paper
 
 
@@ -57,6 +58,8 @@ class ModelConfig(Strict):
                     f"image_size: {name} {side} is not divisible by the patch size {self.patch_size} of {self.arch}; "
                     f"use {lower} or {lower + self.patch_size}, or another patch size"
                 )
+        if self.num_patches > _MAX_PATCHES:
+            raise ValueError(f"image_size: {self.num_patches} patches are more than {_MAX_PATCHES}; use larger patches or smaller images")
         return self
 
     @property
@@ -160,7 +163,6 @@ class DataConfig(Strict):
     source: str = Field(min_length=1, max_length=4096, examples=[DIGITS, "/data/cells"])
     validation: str | None = Field(default=None, min_length=1, max_length=4096)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    transform: TransformConfig = TransformConfig()
     normalize: NormalizeConfig | None = None
     max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1, description="unreadable images above this share fail the job")
 
@@ -182,6 +184,12 @@ class DataConfig(Strict):
         if in_chans == 3:
             return NormalizeConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)
         return NormalizeConfig(mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
+
+
+class TrainingDataConfig(DataConfig):
+    """Data that is augmented. A probe's is not: it sees each image once, centre-cropped."""
+
+    transform: TransformConfig = TransformConfig()
 
 
 class OptimConfig(Strict):
@@ -302,7 +310,7 @@ class RunConfig(Strict):
             )
 
     def _check_data(self, model: ModelConfig) -> None:
-        if self.data.source == DIGITS and model.in_chans != 1:
+        if DIGITS in (self.data.source, self.data.validation) and model.in_chans != 1:
             raise ValueError(f"model.in_chans: the digits have 1 channel, not {model.in_chans}")
         if model.in_chans not in (1, 3, 4):
             raise ValueError(f"model.in_chans: images have 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {model.in_chans}")
@@ -315,6 +323,7 @@ class PretrainSpec(RunConfig):
     """Masked-autoencoder pretraining on unlabelled images."""
 
     kind: Literal["pretrain"]
+    data: TrainingDataConfig
     model: ModelConfig
     masking: MaskingConfig = MaskingConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -330,6 +339,8 @@ class PretrainSpec(RunConfig):
                 f"masking.ratio {self.masking.ratio:g} leaves {self.masking.num_keep(num_patches)} of {num_patches} patches visible; "
                 "at least one must be visible and one masked"
             )
+        if self.target.norm_pix and self.model.patch_dim == 1:
+            raise ValueError("target.norm_pix: a patch of one number has no deviation to be normalised by; set it to false")
         if self.data.validation is not None:
             raise ValueError("data.validation: pretraining uses no validation images; leave it out (validation_fraction holds images back)")
         self._check_batch(self.optim)
@@ -347,12 +358,11 @@ class LabelledRun(RunConfig):
     model: ModelConfig | None = None
     pooling: Literal["mean", "cls"] = "mean"
 
-    def _check_labelled(self, optim: OptimConfig) -> None:
+    def _check_labelled(self) -> None:
         if self.model is None and self.encoder.init is not None:
             raise ValueError("model: needed with encoder {init: random}, as there is no encoder to take it from")
         if self.data.validation is None and not self.data.validation_fraction:
             raise ValueError("data: accuracy needs images held back: give validation (a folder) or validation_fraction (such as 0.2)")
-        self._check_batch(optim)
         if self.model is not None:
             self._check_data(self.model)
 
@@ -377,7 +387,7 @@ class ProbeSpec(LabelledRun):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        self._check_labelled(self.optim)
+        self._check_labelled()
         return self
 
 
@@ -385,13 +395,15 @@ class FinetuneSpec(LabelledRun):
     """Fine-tuning of the whole encoder with a new head (paper, Table 9)."""
 
     kind: Literal["finetune"]
+    data: TrainingDataConfig
     optim: FinetuneOptim = FinetuneOptim()
     evaluate_every_epochs: int | None = Field(default=None, ge=1, description="None: only at the end")
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        self._check_labelled(self.optim)
+        self._check_labelled()
+        self._check_batch(self.optim)
         return self
 
 

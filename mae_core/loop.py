@@ -173,7 +173,7 @@ def check_skipped(num_skipped: int, *, of: int, max_fraction: float, example: st
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the device has it, else float32. Never float16: its range makes ViT-H's attention overflow."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

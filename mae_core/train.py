@@ -65,10 +65,15 @@ def train(spec: PretrainSpec | ProbeSpec | FinetuneSpec, output: Path) -> Run:
     run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
     output.mkdir(parents=True, exist_ok=True)
     state_of = spec.model_dump_json(exclude={"name", "labels", "resources", "retry", "checkpoint"})
+    kept: list[str] = []
     if run.resumes and (output / _STATE).exists():
-        run.load_training_state(_load_state(output / _STATE, state_of))
+        state = _load_state(output / _STATE, state_of)
+        run.load_training_state(state)
+        lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= int(state["step"])]
     started = time.monotonic()
-    with (output / "metrics.jsonl").open("a") as metrics:
+    with (output / "metrics.jsonl").open("w") as metrics:
+        metrics.writelines(kept)
         for progress in run.progress(lambda: False):
             _tell(progress, metrics_to=metrics, seconds=time.monotonic() - started)
             if run.is_save_due(progress):

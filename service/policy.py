@@ -12,6 +12,7 @@ WAITING_SECONDS = 2.0
 UNREACHABLE_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 60.0
 STOP_AGAIN_SECONDS = 30.0
+PLACEMENT_PATIENCE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def during(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, *, now: dat
         return End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None) if is_stopping else Inspect()
     if is_stopping and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
         return Kill()
+    if job.status == JobStatus.STARTING and attempt.submitted_at is not None and now - attempt.submitted_at > PLACEMENT_PATIENCE:
+        return Wait(Reason.WAITING_FOR_RESOURCES, "Ray has not started the workers yet: it looks for room for all of them", ACTIVE_SECONDS)
     return Wait(Reason.CANCELLED_BY_USER if is_stopping else None, None, ACTIVE_SECONDS)
 
 
@@ -173,7 +176,7 @@ def after(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, result: Comm
     reason, detail = cause(attempt, ray_job)
     if not REASON_RULES[reason].retryable:
         return End(JobStatus.FAILED, reason, detail)
-    if attempt.number <= job.spec["retry"]["max_failures"]:
+    if reason is not Reason.WORKER_DIED and attempt.number <= job.spec["retry"]["max_failures"]:  # Ray has spent its own on those
         return Recover(reason, detail, min(backoff_seconds * 2 ** (attempt.number - 1), MAX_BACKOFF_SECONDS))
     last = f"attempt {attempt.number} ended with {reason}" + (f": {detail}" if detail else "")
     return End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, last, cause=reason)

@@ -11,7 +11,7 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,9 +175,16 @@ def is_free(port: int) -> bool:
         return True
 
 
+def exempt_loopback_from_proxies(environment: MutableMapping[str, str]) -> None:
+    """A proxy of the machine is not for what we start on it: HTTP clients (httpx, boto3) ask it even for 127.0.0.1, unless told."""
+    for name in ("NO_PROXY", "no_proxy"):
+        environment[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1", "localhost"]))
+
+
 def child_environment(run: str, **extra: str) -> dict[str, str]:
     """Our environment without what would lead a child to another cluster or another's keys, and with the run's mark."""
     foreign = ("RAY_ADDRESS", "RAY_AUTH", "RAY_JOB", "RAY_NAMESPACE", "RAY_TMPDIR", "AWS_", "MAESTRO_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     # SPT_NOENV: Ray's process titles would otherwise overwrite the environment that we find its processes by.
+    exempt_loopback_from_proxies(kept)
     return {**kept, "SPT_NOENV": "1", "PYTHONUNBUFFERED": "1", RUN_VARIABLE: run, **extra}

@@ -15,6 +15,7 @@ from service.lifecycle import transition
 from service.models import AttemptRow, JobRow
 from workers.contract import (
     CONTRACT_VERSION,
+    KEPT_TRAINING_STATES,
     WORKER_EVENTS,
     DesiredState,
     Event,
@@ -28,7 +29,6 @@ from workers.contract import (
 
 log = logging.getLogger(__name__)
 
-KEPT_TRAINING_STATES = 2  # as many as workers leave in storage (workers.objects)
 _ARTIFACT_KINDS = {EventType.RECONSTRUCTIONS_WRITTEN: "reconstruction", EventType.TRAINING_STATE_COMMITTED: "training_state"}
 # after these the run will be over soon: the dispatcher should look without delay
 _LAST_WORDS = {EventType.RUN_FAILED, EventType.RUN_STOPPED, EventType.RESULT_COMMITTED}

@@ -23,7 +23,7 @@ import httpx
 
 from service.home import Home, HomeError, Run
 from service.local import LOOPBACK, REGION, RayHead, Seaweedfs, remove_weed_sockets, storage_environment
-from service.processes import Child, ProcessId, StartError, child_environment, free_ports, is_free, sweep
+from service.processes import Child, ProcessId, StartError, child_environment, exempt_loopback_from_proxies, free_ports, is_free, sweep
 
 DEFAULT_PORT = 8470
 BUCKET = "maestro"
@@ -92,7 +92,7 @@ def restart_pause(num_failures: int) -> float:
 class Installation:
     """All parts of one home."""
 
-    def __init__(self, home: Home, *, port: int | None, say: Say) -> None:
+    def __init__(self, home: Home, *, port: int | None, say: Say, num_cpus: int | None = None) -> None:
         self.home = home
         self._say = say
         self._keys = home.secrets()
@@ -103,7 +103,9 @@ class Installation:
         self.storage = Seaweedfs(
             home.path / "s3", run=self._mark, log=home.log("seaweedfs"), access_key=keys.s3_access_key, secret_key=keys.s3_secret_key
         )
-        self.cluster = RayHead(run=self._mark, log=home.log("ray"), token=keys.ray_token, environment=storage_environment(self.storage))
+        self.cluster = RayHead(
+            run=self._mark, log=home.log("ray"), token=keys.ray_token, environment=storage_environment(self.storage), num_cpus=num_cpus
+        )
         environment = child_environment(self._mark, **self._settings())
         self.api = Server(
             Child("API", [sys.executable, "-m", "service.app"], environment=environment, log=home.log("api"), is_ready=self._api_answers)
@@ -213,13 +215,14 @@ def choose_port(port: int | None) -> int:
 
 
 @contextlib.contextmanager
-def running(home: Home, *, port: int | None = None, say: Say) -> Iterator[Installation]:
+def running(home: Home, *, port: int | None = None, say: Say, num_cpus: int | None = None) -> Iterator[Installation]:
     """Everything up inside the block, and nothing left of it afterwards, however the block ends."""
+    exempt_loopback_from_proxies(os.environ)
     home.prepare()
     home.lock()
     try:
         clear_leftovers(home, say=say)
-        installation = Installation(home, port=port, say=say)
+        installation = Installation(home, port=port, say=say, num_cpus=num_cpus)
         try:
             installation.start()
             yield installation

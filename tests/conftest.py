@@ -51,7 +51,7 @@ def bucket(seaweedfs: Seaweedfs) -> str:
 def ray_head(run_mark: str, seaweedfs: Seaweedfs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """A Ray head with SeaweedFS's keys in its workers' environment: `.url` (Jobs API), `.token`, `.address`, `.temp_dir`."""
     log = tmp_path_factory.mktemp("ray") / "ray.log"
-    head = RayHead(run=run_mark, log=log, token=secrets.token_hex(32), environment=storage_environment(seaweedfs))
+    head = RayHead(run=run_mark, log=log, token=secrets.token_hex(32), environment=storage_environment(seaweedfs), num_cpus=2)
     try:
         head.start()
         yield head
@@ -106,6 +106,13 @@ class LiveService:
         self.installation.api.launch()
         self.installation.api.child.wait_ready(timeout_seconds=60)
 
+    def kill_storage(self) -> None:
+        """kill -9."""
+        self.installation.storage.child.kill()
+
+    def start_storage(self) -> None:
+        self.installation.storage.start()
+
     def kill_dispatcher(self) -> None:
         """kill -9."""
         self.installation.dispatcher.child.kill()
@@ -119,7 +126,7 @@ def live_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServi
     """SeaweedFS, Ray, the API and the dispatcher, as `maestro up` starts them, and a client."""
     home = Home(tmp_path_factory.mktemp("maestro") / "home")
     with (
-        running(home, port=free_ports(1)[0], say=print) as installation,
+        running(home, port=free_ports(1)[0], say=print, num_cpus=2) as installation,
         MaestroClient(installation.url, home.secrets().api_token, patience_seconds=30) as client,
     ):
         yield LiveService(installation, client)

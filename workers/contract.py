@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
@@ -18,7 +18,10 @@ from mae_core.config import ModelConfig, NormalizeConfig, RunSpec, Strict
 CONTRACT_VERSION = 1
 MANIFEST = "manifest.json"
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
+STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 that ends an attempt
+MAX_INTEGER = 2**63 - 1  # what a database column holds
 MAX_POINTS = 1000  # steps in one report
+KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
 MAX_EVENTS = 100  # events in one report
 
 
@@ -61,6 +64,7 @@ class Reason(StrEnum):
     RUN_NOT_COMMITTED = "run_not_committed"
     # the user's to mend: a retry cannot help
     DATA_ERROR = "data_error"
+    STORAGE_REFUSED = "storage_refused"
     ENCODER_ERROR = "encoder_error"
     SPEC_ERROR = "spec_error"
     DIVERGED = "diverged"
@@ -93,6 +97,7 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.RAY_JOB_LOST: ReasonRule(_FAILED, True, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
     Reason.RUN_NOT_COMMITTED: ReasonRule(_FAILED, True, f"The run ended without a committed result; {_GOES_ON}"),
     Reason.DATA_ERROR: ReasonRule(_FAILED, False, "The data cannot be used; see the detail, mend it and submit again."),
+    Reason.STORAGE_REFUSED: ReasonRule(_FAILED, False, "Object storage refused the workers; check their credentials and the bucket."),
     Reason.ENCODER_ERROR: ReasonRule(_FAILED, False, "The encoder cannot be used; see the detail and name another."),
     Reason.SPEC_ERROR: ReasonRule(_FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
     Reason.DIVERGED: ReasonRule(_FAILED, False, "The loss is not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
@@ -181,7 +186,7 @@ class Points(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    steps: list[int] = Field(max_length=MAX_POINTS)
+    steps: list[Annotated[int, Field(ge=0, le=MAX_INTEGER)]] = Field(max_length=MAX_POINTS)
     series: dict[str, list[float | None]] = Field(max_length=64)
 
     @model_validator(mode="after")
@@ -217,8 +222,10 @@ class Report(Strict):
     """One message from rank 0 (or the driver, when the run failed). `sequence` counts from 0 within an incarnation."""
 
     contract: int = CONTRACT_VERSION
-    incarnation: int = Field(ge=0, description="one start of the workers inside an attempt: its time in ms, so that later ones are larger")
-    sequence: int = Field(ge=0)
+    incarnation: int = Field(
+        ge=0, le=MAX_INTEGER, description="one start of the workers inside an attempt: its time in ms, so that later ones are larger"
+    )
+    sequence: int = Field(ge=0, le=MAX_INTEGER)
     points: Points | None = None
     events: list[Event] = Field(default=[], max_length=MAX_EVENTS)
     progress: RunProgress | None = None

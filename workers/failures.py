@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+import ray.exceptions
 import torch
+from botocore.exceptions import ClientError
+from ray.exceptions import RayError
 
 from mae_core.errors import DataError, DivergedError, EncoderError, MaeError, SpecError
 from workers.contract import REASON_RULES, Reason
@@ -34,6 +37,8 @@ _REASONS: dict[type[BaseException], Reason] = {
     MaeError: Reason.SPEC_ERROR,
     torch.OutOfMemoryError: Reason.OUT_OF_MEMORY,
     MemoryError: Reason.OUT_OF_MEMORY,
+    ray.exceptions.OutOfMemoryError: Reason.OUT_OF_MEMORY,
+    ClientError: Reason.STORAGE_REFUSED,
     StaleAttemptError: Reason.STALE_ATTEMPT,
     StorageError: Reason.STORAGE_UNREACHABLE,
 }
@@ -42,16 +47,22 @@ _REASONS: dict[type[BaseException], Reason] = {
 def classify(worker_errors: Mapping[int, BaseException]) -> RunFailedError:
     """The failure behind the workers' errors, by rank.
 
-    When one worker fails, its peers' collectives fail too; so an error that explains itself goes before one that does not. What no rule
-    knows (a killed process, a broken connection) counts as a worker that died.
+    When one worker fails, its peers' collectives fail too; so an error that explains itself goes before one that does not. A killed
+    process and a broken connection (torch raises RuntimeError, Ray its own) count as a worker that died; what no rule knows is ours.
     """
-    errors = {rank: _original(error) for rank, error in sorted(worker_errors.items())}
-    for rank, error in errors.items():
-        for kind, reason in _REASONS.items():
-            if isinstance(error, kind):
-                return RunFailedError(reason, str(error)[:_MAX_MESSAGE], rank)
-    rank, error = next(iter(errors.items()))
-    return RunFailedError(Reason.WORKER_DIED, f"{type(error).__name__}: {error}"[:_MAX_MESSAGE], rank)
+    failures = [_failure(_original(error), rank) for rank, error in sorted(worker_errors.items())]
+    return min(failures, key=lambda failure: failure.reason is Reason.WORKER_DIED)
+
+
+def _failure(error: BaseException, rank: int) -> RunFailedError:
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return RunFailedError(reason, str(error)[:_MAX_MESSAGE], rank)
+    message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+        return RunFailedError(Reason.OUT_OF_MEMORY, message, rank)
+    died = isinstance(error, RuntimeError | OSError | RayError)
+    return RunFailedError(Reason.WORKER_DIED if died else Reason.INTERNAL_ERROR, message, rank)
 
 
 def may_restart(failure: RunFailedError) -> bool:

@@ -3,6 +3,7 @@
 Ray restarts the workers inside an attempt, up to `retry.max_failures` times; what a restart cannot mend ends the attempt at once.
 """
 
+import json
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
 from workers.failures import RunFailedError, classify, may_restart
 from workers.reporter import Reporter
-from workers.train_loop import configure_logging, train_worker
+from workers.train_loop import configure_logging, train_worker, versions
 
 logger = logging.getLogger("maestro.driver")
 _STARTED_AT = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
@@ -37,14 +38,13 @@ class StopOnPermanentFailure(UserCallback):
 
 def main() -> int:
     configure_logging()
+    text = os.environ.get(ORDER_VARIABLE, "")
     try:
-        order = WorkOrder.model_validate_json(os.environ.get(ORDER_VARIABLE, ""))
+        order = WorkOrder.model_validate_json(text)
     except ValidationError as error:
-        logger.error("%s holds no order that contract version %d can read: %s", ORDER_VARIABLE, CONTRACT_VERSION, error)
-        return 2
+        return _refuse(text, error)
     if order.contract != CONTRACT_VERSION:
-        message = f"the order has contract version {order.contract}, this worker {CONTRACT_VERSION}"
-        return _fail(order, RunFailedError(Reason.CONTRACT_MISMATCH, message, -1))
+        return _fail(order, _mismatch(order.contract))
     try:
         fit(order)
     except TrainingFailedError as error:
@@ -73,6 +73,23 @@ def fit(order: WorkOrder) -> None:
                 callbacks=[StopOnPermanentFailure()],  # type: ignore[list-item]  # typed as Ray Train V1's
             ),
         ).fit()
+
+
+def _refuse(text: str, error: ValidationError) -> int:
+    """An order of another version may have other fields; those that a report needs are in all of them."""
+    try:
+        order = WorkOrder.model_construct(**json.loads(text))
+    except (ValueError, TypeError):
+        logger.error("%s holds no order", ORDER_VARIABLE)
+        return 2
+    problem = error.errors()[0]
+    logger.error("the order cannot be read: %s: %s", problem["loc"], problem["msg"])
+    return _fail(order, _mismatch(order.contract))
+
+
+def _mismatch(version: object) -> RunFailedError:
+    message = f"the order has contract version {version}, this worker {CONTRACT_VERSION} of MAEstro {versions()['maestro-mae']}"
+    return RunFailedError(Reason.CONTRACT_MISMATCH, message, -1)
 
 
 def _cause(error: TrainingFailedError) -> RunFailedError:

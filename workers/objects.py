@@ -20,14 +20,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mae_core.errors import EncoderError
-from workers.contract import MANIFEST, EncoderManifest, FileEntry, StorageRef, TrainingStateManifest, training_state_prefix
+from workers.contract import (
+    KEPT_TRAINING_STATES,
+    MANIFEST,
+    EncoderManifest,
+    FileEntry,
+    StorageRef,
+    TrainingStateManifest,
+    training_state_prefix,
+)
 from workers.failures import StorageError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.safetensors"
-_KEPT_STATES = 2
 _RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)  # five minutes in all, then the attempt is given up
 _PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchKey", "404", "403")
 
@@ -78,10 +85,14 @@ class ObjectStore:
         found = self._persist(f"look for {key}", lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1))
         return bool(found["KeyCount"])
 
-    def newest_training_state(self, job_prefix: str) -> str | None:
-        """Prefix of the committed training state with the most steps; None where there is none."""
-        committed = self._committed_states(job_prefix)
-        return committed[-1] if committed else None
+    def newest_training_state(self, job_prefix: str) -> tuple[str, dict[str, Tensor]] | None:
+        """The committed training state with the most steps, by its prefix, and its tensors; a damaged one is passed over."""
+        for state_prefix in reversed(self._committed_states(job_prefix)):
+            try:
+                return state_prefix, self.load_training_state(state_prefix)
+            except EncoderError as error:
+                logger.warning("%s; going back to the one before", error)
+        return None
 
     def load_training_state(self, state_prefix: str) -> dict[str, Tensor]:
         """The tensors of a committed training state. Raises EncoderError where they do not match their manifest."""
@@ -92,7 +103,7 @@ class ObjectStore:
 
     def prune_training_states(self, job_prefix: str) -> None:
         """Deletes all but the newest committed training states, each one's manifest first."""
-        for state_prefix in self._committed_states(job_prefix)[:-_KEPT_STATES]:
+        for state_prefix in self._committed_states(job_prefix)[:-KEPT_TRAINING_STATES]:
             for name in (MANIFEST, STATE_FILE):
                 self._client.delete_object(Bucket=self._bucket, Key=state_prefix + name)
 

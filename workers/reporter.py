@@ -5,6 +5,7 @@ While the service is away, reports wait in the spool; the next incarnation of th
 
 import contextlib
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -17,6 +18,7 @@ import httpx
 from workers.contract import (
     MAX_EVENTS,
     MAX_POINTS,
+    STALE_ATTEMPT_TYPE,
     DesiredState,
     Event,
     EventType,
@@ -49,8 +51,7 @@ class Reporter:
         self._events: list[Event] = []
         self._progress: RunProgress | None = None
         self._closing = threading.Event()
-        self._spool = Path(tempfile.gettempdir()) / "maestro-spool" / submission_id(order.job, order.attempt)
-        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._spool = Path(tempfile.gettempdir()) / f"maestro-spool-{os.getuid()}" / submission_id(order.job, order.attempt)
         self._client = httpx.Client(
             base_url=order.service_url, headers={"Authorization": f"Bearer {order.token}"}, timeout=httpx.Timeout(10, connect=5)
         )
@@ -108,15 +109,17 @@ class Reporter:
             full = len(self._steps) >= MAX_POINTS or len(self._events) >= MAX_EVENTS
             if not full and not (everything and (self._steps or self._events or self._progress)):
                 return False
-            steps, self._steps = self._steps[:MAX_POINTS], self._steps[MAX_POINTS:]
-            events, self._events = self._events[:MAX_EVENTS], self._events[MAX_EVENTS:]
-            progress, self._progress = self._progress, None
+            steps, events, progress = self._steps[:MAX_POINTS], self._events[:MAX_EVENTS], self._progress
         points = _columns(steps) if steps else None
         report = Report(incarnation=self._incarnation, sequence=self._sequence, points=points, events=events, progress=progress)
+        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._spool / f"{self._incarnation:016d}-{self._sequence:08d}.json"
         path.with_suffix(".new").write_text(report.model_dump_json())
         path.with_suffix(".new").rename(path)
         self._sequence += 1
+        with self._lock:  # only what is written is forgotten
+            del self._steps[: len(steps)], self._events[: len(events)]
+            self._progress = None if self._progress is progress else self._progress
         return True
 
     def _send_spooled(self) -> bool:
@@ -136,7 +139,7 @@ class Reporter:
         except httpx.HTTPError as error:
             logger.warning("the service does not answer (%s); reports wait in %s", error, self._spool)
             return False
-        if answer.status_code == 409:
+        if answer.status_code == 409 and STALE_ATTEMPT_TYPE in answer.text:
             self.is_stale = True
         elif answer.status_code in (400, 413, 422):
             logger.error("the service refused a report, which is dropped: %s %s", answer.status_code, answer.text[:500])

@@ -36,6 +36,8 @@ class Saver:
     def save(self, step: int, state: dict[str, Tensor], picture: Path | None = None) -> None:
         """Takes `state` and the file `picture`, neither of which may change any more, and returns at once."""
         with self._changed:
+            if self._waiting is not None and self._waiting[2] is not None:
+                self._waiting[2].unlink()
             self._waiting = (step, state, picture)
             self._changed.notify()
 
@@ -51,6 +53,7 @@ class Saver:
         """Uploads a picture of reconstructions, in the thread of the caller."""
         key = f"{reconstructions_prefix(self._order.prefix)}step={step:010d}.png"
         entry = self._store.put_file(key, picture)
+        picture.unlink()
         self._reporter.event(EventType.RECONSTRUCTIONS_WRITTEN, step=step, key=key, bytes=entry.bytes, sha256=entry.sha256)
 
     def _work(self) -> None:

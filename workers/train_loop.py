@@ -72,10 +72,10 @@ class Follower:
     def open_run(self) -> Run:
         """The run, taken up from the newest training state (the same one on all workers)."""
         run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder())
-        newest = self.store.newest_training_state(self.order.prefix) if self.world.rank == 0 and run.resumes else None
-        self.resumed_from = self.world.gather(newest)[0]
+        found = self.store.newest_training_state(self.order.prefix) if self.world.rank == 0 and run.resumes else None
+        self.resumed_from = self.world.gather(found[0] if found else None)[0]
         if self.resumed_from is not None:
-            run.load_training_state(self.store.load_training_state(self.resumed_from))
+            run.load_training_state(found[1] if found else self.store.load_training_state(self.resumed_from))
         return run
 
     def wants_stop(self) -> bool:
@@ -160,11 +160,16 @@ class Leader(Follower):
 
     def _picture(self, run: Run, step: int) -> Path | None:
         path = self._scratch / f"reconstructions-{step}.png"
-        return path if run.write_reconstructions(path) else None
+        try:
+            return path if run.write_reconstructions(path) else None
+        except Exception:  # a picture is worth much, but not a training
+            logging.getLogger(__name__).exception("no picture of step %d", step)
+            return None
 
     def _finish(self, run: Run, step: int) -> None:
         """Uploads the result and commits it. From here on the attempt has succeeded, whatever becomes of this process."""
         self.reporter.event(EventType.TRAINING_ENDED, step=step)
+        self.saver.close(_FINAL_SAVE_SECONDS)
         if (picture := self._picture(run, step)) is not None:
             self.saver.upload_picture(step, picture)
         order, folder = self.order, self._scratch / "result"
@@ -233,11 +238,15 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of a source checkout; None for an installed package."""
+    """The commit of a source checkout, with -dirty where it was changed; None for an installed package."""
+    here = Path(__file__)
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
-        )
+        _git("ls-files", "--error-unmatch", here.name, folder=here.parent)  # another project's repository around us says nothing
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here.parent)
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()

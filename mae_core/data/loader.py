@@ -127,7 +127,10 @@ class TrainLoader:
                     epoch, is_last, futures = ahead.popleft()
                     images = [image for future in futures for image in future.result()]
                     read_ahead()
-                    yield MicroBatch(epoch, _batch(self.source, images), is_last)
+                    batch = _batch(self.source, images)
+                    if self.world.device.type == "cuda":  # a copy from pinned memory does not wait for the device
+                        batch = batch._replace(pixels_BHWC=batch.pixels_BHWC.pin_memory())
+                    yield MicroBatch(epoch, batch, is_last)
             finally:
                 for *_, futures in ahead:
                     for future in futures:

@@ -4,6 +4,7 @@ Shapes: B images, H and W pixels, C channels.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -66,8 +67,13 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+@lru_cache(maxsize=8)
+def _statistics(normalize: NormalizeConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once: a copy to the device in every step would wait for it."""
+    return torch.tensor(normalize.mean, device=device), torch.tensor(normalize.std, device=device)
+
+
 def normalise(pixels_BHWC: Tensor, normalize: NormalizeConfig) -> Tensor:
     """uint8 pixels → float32 (B, C, H, W), each channel with the given mean and deviation."""
-    mean = torch.tensor(normalize.mean, device=pixels_BHWC.device)
-    std = torch.tensor(normalize.std, device=pixels_BHWC.device)
+    mean, std = _statistics(normalize, pixels_BHWC.device)
     return ((pixels_BHWC.to(torch.float32) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

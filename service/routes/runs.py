@@ -14,6 +14,7 @@ from service.routes.answers import PROBLEMS, answer
 from service.routes.state import DatabaseDep, RayDep, StorageDep
 from service.storage import ObjectNotFound
 from service.views import ArtifactList, EventPage, MetricsView
+from workers.contract import MAX_INTEGER
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["runs"], responses=PROBLEMS)
 
@@ -23,9 +24,9 @@ async def list_events(
     job_id: str,
     request: Request,
     database: DatabaseDep,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INTEGER)] = None,
 ) -> Response:
     """Events after an id; with `Accept: text/event-stream` as they happen, until the job has ended."""
     if "text/event-stream" in request.headers.get("accept", ""):
@@ -59,7 +60,7 @@ def read_metrics(
 
 @router.get("/logs", response_class=PlainTextResponse)
 def read_logs(
-    job_id: str, database: DatabaseDep, storage: StorageDep, ray: RayDep, attempt: Annotated[int | None, Query(ge=1)] = None
+    job_id: str, database: DatabaseDep, storage: StorageDep, ray: RayDep, attempt: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None
 ) -> str:
     """The driver's and workers' text of an attempt (the newest): from Ray while it runs, from object storage afterwards."""
     with database.read() as session:

@@ -1,6 +1,9 @@
 """The main job, end to end on real parts: spec over REST → Ray → metrics → encoder in S3 → timm → probe and fine-tune."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -122,6 +125,29 @@ def test_folder_with_a_corrupt_image_and_a_job_that_waits(live_service: LiveServ
     assert "1 of 65 images cannot be read" in failed["detail"]
     assert "odd/broken.jpg" in failed["detail"]
     assert len(events_of(client, strict, "workers_started")) == 1  # not tried again: a retry cannot help
+
+
+def test_a_job_waits_for_storage_that_is_away(live_service: LiveService) -> None:
+    client = live_service.client
+    live_service.kill_storage()
+    try:
+        job = client.submit(pretrain_spec(optim={"epochs": 10_000, "batch_size": 128, "warmup_epochs": 1}))["id"]
+        wait_for(lambda: client.job(job)["reason"] == "storage_unreachable", seconds=60, what="its reason")
+        assert client.job(job)["status"] == "queued"
+    finally:
+        live_service.start_storage()
+    wait_for_step(client, job, 1)
+    client.cancel(job)
+    assert wait_for_end(client, job, seconds=60)["status"] == "cancelled"
+
+
+def test_fetch_command(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "fetch", pretrained["id"], "--to", str(tmp_path / "encoder")]
+    environment = os.environ | {"MAESTRO_URL": live_service.url, "MAESTRO_TOKEN": live_service.home.secrets().api_token}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "timm.create_model" in done.stdout
+    assert load_encoder(tmp_path / "encoder", wanted=None)[0].model.arch == "vit_tiny_patch4"
 
 
 @pytest.mark.parametrize(

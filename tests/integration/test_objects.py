@@ -72,21 +72,29 @@ class Told:
 def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
     told = Told()
     saver = Saver(order(bucket), store, cast(Reporter, told), 5)
-    (tmp_path / "picture.png").write_bytes(b"PNG")
     for step in (3, 10, 200):
+        (tmp_path / "picture.png").write_bytes(b"PNG")
         tensor = torch.randn(1000, generator=torch.Generator().manual_seed(step))
         saver.save(step, {"module.weight": tensor, "step": torch.tensor(step)}, tmp_path / "picture.png")
         wait_for(lambda step=step: (told.events or [(None, {"step": 0})])[-1][1]["step"] == step, seconds=30, what=f"save {step}")
         wait_for(lambda: told.events[-1][0] is EventType.RECONSTRUCTIONS_WRITTEN, seconds=30, what="its picture")
     saver.close(10)
-    newest = store.newest_training_state(PREFIX)
-    assert newest == state_folder(PREFIX, step=200, attempt=1, incarnation=5)
+    newest = state_folder(PREFIX, step=200, attempt=1, incarnation=5)
+    found = store.newest_training_state(PREFIX)
+    assert found is not None
+    assert found[0] == newest
+    assert torch.equal(found[1]["module.weight"], tensor)
     assert torch.equal(store.load_training_state(newest)["module.weight"], tensor)
     states = [key for key in keys(seaweedfs, bucket) if "/training_state/" in key]
     committed = [f"{state_folder(PREFIX, step=step, attempt=1, incarnation=5)}{MANIFEST}" for step in (10, 200)]
     assert [key for key in states if key.endswith(MANIFEST)] == committed
     assert len(states) == 4
     assert len(keys(seaweedfs, bucket)) == 4 + 3
+
+    seaweedfs.client().put_object(Bucket=bucket, Key=newest + objects.STATE_FILE, Body=b"damaged")
+    found = store.newest_training_state(PREFIX)
+    assert found is not None
+    assert found[0] == state_folder(PREFIX, step=10, attempt=1, incarnation=5)
 
 
 def test_a_save_that_fails_is_not_heard_by_the_training(

@@ -201,7 +201,7 @@ def test_storage_away_at_the_end_is_waited_for(service: Service) -> None:
     ("end", "reported", "reason"),
     [
         (RayStatus.FAILED, None, Reason.DRIVER_DIED),
-        (RayStatus.FAILED, Reason.WORKER_DIED, Reason.WORKER_DIED),
+        (RayStatus.FAILED, Reason.STORAGE_UNREACHABLE, Reason.STORAGE_UNREACHABLE),
         (RayStatus.SUCCEEDED, None, Reason.RUN_NOT_COMMITTED),
         (None, None, Reason.RAY_JOB_LOST),
     ],

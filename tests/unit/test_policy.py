@@ -131,8 +131,8 @@ def test_a_run_that_goes_on_is_left_alone_and_its_trouble_forgotten() -> None:
 @pytest.mark.parametrize(
     ("columns", "over", "reason", "detail"),
     [
-        ({"reason": "worker_died", "message": "rank 1"}, ray(RayStatus.FAILED, "exit code 1"), Reason.WORKER_DIED, "rank 1"),
-        ({"reason": "worker_died", "message": "rank 1"}, None, Reason.WORKER_DIED, "rank 1"),
+        ({"reason": "storage_unreachable", "message": "upload"}, ray(RayStatus.FAILED, "1"), Reason.STORAGE_UNREACHABLE, "upload"),
+        ({"reason": "storage_unreachable", "message": "upload"}, None, Reason.STORAGE_UNREACHABLE, "upload"),
         ({}, ray(RayStatus.FAILED, "exit code -9"), Reason.DRIVER_DIED, "exit code -9"),
         ({}, ray(RayStatus.STOPPED), Reason.DRIVER_DIED, None),
         ({}, ray(RayStatus.SUCCEEDED), Reason.RUN_NOT_COMMITTED, None),
@@ -151,6 +151,21 @@ def test_why_a_run_ended(columns: dict[str, Any], over: RayJob | None, reason: R
 def test_what_a_retry_cannot_mend_is_not_retried(reason: Reason) -> None:
     decision = policy.after(job(JobStatus.RUNNING), attempt(reason=reason, message="m"), ray(RayStatus.FAILED), None, backoff_seconds=2)
     assert decision == policy.End(JobStatus.FAILED, reason, "m")
+
+
+def test_workers_that_died_have_spent_their_restarts_inside_the_attempt() -> None:
+    told = attempt(reason=Reason.WORKER_DIED, message="rank 1")
+    decision = policy.after(job(JobStatus.RUNNING), told, ray(RayStatus.FAILED), None, backoff_seconds=2)
+    detail = "attempt 1 ended with worker_died: rank 1"
+    assert decision == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, detail, cause=Reason.WORKER_DIED)
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(59, None), (61, Reason.WAITING_FOR_RESOURCES)])
+def test_workers_that_ray_cannot_place_are_told(seconds: float, reason: Reason | None) -> None:
+    placed = attempt(submitted_at=NOW - timedelta(seconds=seconds), started_at=None)
+    decision = policy.during(job(JobStatus.STARTING), placed, ray(RayStatus.RUNNING), now=NOW, grace_seconds=20)
+    assert isinstance(decision, policy.Wait)
+    assert decision.reason is reason
 
 
 def test_the_budget_of_attempts() -> None:

@@ -1,5 +1,6 @@
 """The workers' voice: in order, idempotent, never raising, through a service that is away, refuses, or has moved on."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,9 @@ def order(url: str) -> WorkOrder:
     return WorkOrder(job="job1", attempt=2, spec=SPEC, token="attempt-token", service_url=url, storage=storage, prefix="jobs/job1/")  # type: ignore[arg-type]
 
 
+STALE = b'{"type": "urn:maestro:stale-attempt", "status": 409}'
+
+
 def answer(desired: DesiredState = DesiredState.RUN) -> Answer:
     return Answer(body=ReportAnswer(desired_state=desired).model_dump_json().encode())
 
@@ -31,7 +35,7 @@ def answer(desired: DesiredState = DesiredState.RUN) -> Answer:
 @pytest.fixture(autouse=True)
 def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path / "maestro-spool" / "job1-a2"
+    return tmp_path / f"maestro-spool-{os.getuid()}" / "job1-a2"
 
 
 def reports(requests: list[Request]) -> list[Report]:
@@ -102,11 +106,22 @@ def test_cancel_and_a_newer_attempt_are_heard() -> None:
         reporter.points([(1, {"loss": 1.0})])
         assert reporter.close(10)
     assert (reporter.desired_state, reporter.is_stale) == (DesiredState.CANCEL, False)
-    with scripted_server(lambda _: Answer(status=409)) as server:
+    with scripted_server(lambda _: Answer(status=409, body=STALE)) as server:
         reporter = Reporter(order(server.url), incarnation=1)
         reporter.points([(1, {"loss": 1.0})])
         assert reporter.close(10)
     assert reporter.is_stale
+
+
+def test_a_service_of_another_version_does_not_end_the_training() -> None:
+    conflict = True
+    with scripted_server(lambda _: Answer(status=409, body=b'{"type": "urn:maestro:conflict"}') if conflict else answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {"loss": 1.0})])
+        wait_for(lambda: len(server.requests) >= 1)
+        conflict = False
+        assert reporter.close(10)
+    assert not reporter.is_stale
 
 
 def test_a_refused_report_is_dropped_and_the_next_is_sent() -> None:
