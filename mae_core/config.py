@@ -279,7 +279,7 @@ class ResourcesConfig(Strict):
 
 
 class RetryConfig(Strict):
-    """Times that a run may go on after a worker, a machine or the driver died."""
+    """Times that the workers of an attempt are started again, and as many further attempts after the driver or the cluster was lost."""
 
     max_failures: int = Field(default=3, ge=0, le=1000)
 
