@@ -119,6 +119,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)
     losses, others = ({point["step"]: point["loss"] for point in metrics_of(tmp_path / name)} for name in ("undisturbed", "interrupted"))
     assert losses == others
+    steps = [point["step"] for point in metrics_of(tmp_path / "interrupted")]
+    assert steps == [1, 2, 3, 4, *range(4, len(losses) + 1)], "it goes on from its state, it does not start over"
     said = [json.loads(line)["metrics"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert said[0] == said[1]
 
@@ -196,7 +198,7 @@ def test_relative_folders_count_from_the_current_one(tmp_path: Path, monkeypatch
 
 def test_as_a_program_it_fails_without_a_traceback(tmp_path: Path) -> None:
     spec = spec_file(tmp_path, data={"source": str(tmp_path / "nowhere")})
-    done = subprocess.run([sys.executable, "-m", "mae_core.train", str(spec)], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "mae_core.train", str(spec)], cwd=PROJECT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.fullmatch(rf"error: data: the folder {tmp_path}/nowhere does not exist .*\n", done.stderr)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from mae_core.config import ARCH_SIZES
 from mae_core.errors import MaeError
-from mae_core.runs import open_run
+from mae_core.runs import ProbeRun, open_run
 from mae_core.world import World
 from tests.unit.core_fixtures import SHALLOW, Spec, finetune_spec, pretrain_spec, probe_spec
 
@@ -45,7 +45,10 @@ def outcome(spec: Spec, *, world: World, stop_asked_by: int | None) -> dict[str,
     except MaeError as error:
         seen["error"] = f"{type(error).__name__}: {error}"
     if spec.kind == "probe":
-        seen["weights"] = {str(place): head[1].weight.detach() for place, head in enumerate(run._probe.heads)}  # type: ignore[attr-defined]
+        assert isinstance(run, ProbeRun)
+        assert run._probe._features is not None
+        seen["weights"] = {str(place): head[1].weight.detach() for place, head in enumerate(run._probe.heads)}  # type: ignore[operator, union-attr]
+        seen["weights"] |= {f"features-{place}": tensor for place, tensor in enumerate(run._probe._features)}
     else:
         seen["weights"] = {name: tensor for name, tensor in run.training_state().items() if name.startswith("module.")}
     return seen
