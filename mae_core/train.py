@@ -72,7 +72,7 @@ def train(spec: PretrainSpec | ProbeSpec | FinetuneSpec, output: Path) -> Run:
         lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)["step"] <= int(state["step"])]
     started = time.monotonic()
-    with (output / "metrics.jsonl").open("w") as metrics:
+    with (output / "metrics.jsonl").open("w", buffering=1) as metrics:  # by lines: a killed run leaves no half of one
         metrics.writelines(kept)
         for progress in run.progress(lambda: False):
             _tell(progress, metrics_to=metrics, seconds=time.monotonic() - started)

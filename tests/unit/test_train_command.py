@@ -73,6 +73,25 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_command, "_tell", interrupting)
 
 
+def watch_steps(output: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Gets the steps taken, and how many points are on disk after each."""
+    tell, seen = train_command._tell, dict[int, int]()
+
+    def watching(progress: Progress, **more: Any) -> None:
+        tell(progress, **more)
+        seen[progress.step] = len(metrics_of(output))
+
+    monkeypatch.setattr(train_command, "_tell", watching)
+    return seen
+
+
+def test_a_steps_figures_are_on_disk_before_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed has those of every step before its state, and no half of a line."""
+    seen = watch_steps(tmp_path / "out", monkeypatch)
+    assert run(spec_file(tmp_path), tmp_path / "out") == 0
+    assert seen == {step: step for step in range(1, 9)}
+
+
 def test_the_digits_from_spec_to_encoder_and_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "spec.yaml").write_text(DIGITS)
     assert run(tmp_path / "spec.yaml", tmp_path / "out") == 0
@@ -114,13 +133,15 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
         with pytest.raises(KeyboardInterrupt):
             run(spec, tmp_path / "interrupted")
     assert int(load_file(tmp_path / "interrupted" / STATE)["step"]) == 3
-    assert run(spec, tmp_path / "interrupted") == 0
+    with monkeypatch.context() as patched:
+        steps = watch_steps(tmp_path / "interrupted", patched)
+        assert run(spec, tmp_path / "interrupted") == 0
+    assert next(iter(steps)) == 4, "it goes on from its state, it does not start over"
     undisturbed, again = (load_file(tmp_path / name / "result" / WEIGHTS) for name in ("undisturbed", "interrupted"))
     assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)
     losses, others = ({point["step"]: point["loss"] for point in metrics_of(tmp_path / name)} for name in ("undisturbed", "interrupted"))
     assert losses == others
-    steps = [point["step"] for point in metrics_of(tmp_path / "interrupted")]
-    assert steps == [1, 2, 3, 4, *range(4, len(losses) + 1)], "it goes on from its state, it does not start over"
+    assert [point["step"] for point in metrics_of(tmp_path / "interrupted")] == list(range(1, len(losses) + 1))
     said = [json.loads(line)["metrics"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert said[0] == said[1]
 
