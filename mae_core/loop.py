@@ -57,6 +57,7 @@ class Training:
         loss: Callable[[nn.Module, MicroBatch], Tensor],
         world: World,
         max_skipped: float,
+        save_every: int,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -67,6 +68,7 @@ class Training:
         self._optim = optim
         self._loss = loss
         self._max_skipped = max_skipped
+        self._save_every = save_every
         self._skipped: set[str] = set()
         self._pending: list[tuple[Tensor, float]] = []  # the loss on the device, the learning rate
         self._wait_seconds = 0.0
@@ -117,7 +119,8 @@ class Training:
 
     def _progress(self, wants_stop: WantsStop) -> Progress:
         epoch = self.step / self.loader.steps_per_epoch
-        due = len(self._pending) >= _STEPS_PER_EXCHANGE[self.world.device.type] or self.step in (1, self.num_steps)
+        full = len(self._pending) >= _STEPS_PER_EXCHANGE[self.world.device.type]
+        due = full or self.step in (1, self.num_steps) or self.step % self._save_every == 0  # nothing waits behind a saved state
         if not due:
             return Progress(self.step, self.num_steps, epoch)
         points, stop_agreed, skipped = self._exchange(wants_stop())

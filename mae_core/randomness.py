@@ -21,9 +21,7 @@ class Stream(IntEnum):
     ORDER = 1
     MASK = 2
     CROP = 3
-    FLIP = 4
-    SPLIT = 5
-    HEAD_ORDER = 6
+    HEAD_ORDER = 4
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ class PretrainRun(_TrainedRun):
             loss=self._loss,
             world=world,
             max_skipped=spec.data.max_corrupt_fraction,
+            save_every=spec.checkpoint.every_steps,
         )
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
@@ -194,6 +195,7 @@ class FinetuneRun(_TrainedRun):
             loss=self._loss,
             world=world,
             max_skipped=spec.data.max_corrupt_fraction,
+            save_every=spec.checkpoint.every_steps,
         )
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:

@@ -69,7 +69,8 @@ def train(spec: PretrainSpec | ProbeSpec | FinetuneSpec, output: Path) -> Run:
     if run.resumes and (output / _STATE).exists():
         state = _load_state(output / _STATE, state_of)
         run.load_training_state(state)
-        lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
+        before = output / "metrics.jsonl"
+        lines = before.read_text().splitlines(keepends=True) if before.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= int(state["step"])]
     started = time.monotonic()
     with (output / "metrics.jsonl").open("w", buffering=1) as metrics:  # by lines: a killed run leaves no half of one

@@ -70,7 +70,8 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 @lru_cache(maxsize=8)
 def _statistics(normalize: NormalizeConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Made once: a copy to the device in every step would wait for it."""
-    return torch.tensor(normalize.mean, device=device), torch.tensor(normalize.std, device=device)
+    with torch.inference_mode(False):  # the first use may be an evaluation
+        return torch.tensor(normalize.mean, device=device), torch.tensor(normalize.std, device=device)
 
 
 def normalise(pixels_BHWC: Tensor, normalize: NormalizeConfig) -> Tensor:

@@ -58,7 +58,9 @@ def training(
         skipped=SkippedImages(),
     )
     optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "lr_scale": 1.0}], lr=0.1)
-    return Training(module=module, optimizer=optimizer, loader=loader, optim=config, loss=loss, world=World(), max_skipped=max_skipped)
+    return Training(
+        module=module, optimizer=optimizer, loader=loader, optim=config, loss=loss, world=World(), max_skipped=max_skipped, save_every=1000
+    )
 
 
 def taken(run: Training, wants_stop: Callable[[], bool] = lambda: False) -> list[Progress]:
