@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import ray.exceptions
 import torch
 from botocore.exceptions import ClientError
-from ray.exceptions import RayError
 
 from mae_core.errors import DataError, DivergedError, EncoderError, MaeError, SpecError
 from workers.contract import REASON_RULES, Reason
 
 _MAX_MESSAGE = 2000
+_WRAPPED = ("_base_exc", "health_check_failure", "cause")  # where Ray keeps the exception inside its own
 
 
 class StaleAttemptError(Exception):
@@ -61,7 +61,7 @@ def _failure(error: BaseException, rank: int) -> RunFailedError:
     message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):
         return RunFailedError(Reason.OUT_OF_MEMORY, message, rank)
-    died = isinstance(error, RuntimeError | OSError | RayError)
+    died = isinstance(error, RuntimeError | OSError) or type(error).__module__.startswith("ray.")
     return RunFailedError(Reason.WORKER_DIED if died else Reason.INTERNAL_ERROR, message, rank)
 
 
@@ -71,7 +71,7 @@ def may_restart(failure: RunFailedError) -> bool:
 
 
 def _original(error: BaseException) -> BaseException:
-    """The exception as it was raised: Ray wraps it with its traceback, tasks with their cause."""
-    while (inner := getattr(error, "_base_exc", None) or getattr(error, "cause", None)) is not None:
+    """The exception as it was raised: Ray wraps it with its traceback, tasks with their cause, health checks with what they met."""
+    while (inner := next((inner for name in _WRAPPED if (inner := getattr(error, name, None)) is not None), None)) is not None:
         error = inner
     return error

@@ -107,8 +107,16 @@ async def collect(stream: AsyncIterator[bytes]) -> list[Message]:
     return parse("".join([chunk.decode() async for chunk in stream]))
 
 
-def test_a_live_stream_tells_what_happens_and_holds_nothing_meanwhile(service: Service) -> None:
+def test_a_live_stream_tells_what_happens_and_holds_nothing_meanwhile(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = service.start()
+    held: list[int] = []
+    sleep = asyncio.sleep
+
+    async def watched_sleep(seconds: float) -> None:
+        held.append(service.database.engine.pool.checkedout())  # type: ignore[attr-defined]
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", watched_sleep)
 
     async def follow() -> list[str]:
         kinds = []
@@ -123,8 +131,7 @@ def test_a_live_stream_tells_what_happens_and_holds_nothing_meanwhile(service: S
         )
         while True:
             done, _ = await asyncio.wait([pending], timeout=0.2)
-            if not done:  # quiet: the stream waits for news, without a session
-                assert service.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            if not done:  # quiet: the stream waits for news
                 next(steps)()
                 continue
             try:
@@ -135,6 +142,8 @@ def test_a_live_stream_tells_what_happens_and_holds_nothing_meanwhile(service: S
 
     kinds = asyncio.run(follow())
     assert kinds == ["event"] * 5 + ["progress"] * 2 + ["event"] * 3 + ["end"]
+    assert len(held) > 3
+    assert set(held) == {0}
 
 
 def test_a_quiet_stream_is_kept_open_by_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from botocore.exceptions import ClientError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from mae_core.errors import DataError, DivergedError, EncoderError, SpecError
 from tests.unit.scripted_server import Answer, scripted_server
@@ -33,6 +34,8 @@ COLLATERAL = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
         (ClientError({"Error": {"Code": "AccessDenied"}}, "PutObject"), Reason.STORAGE_REFUSED),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), Reason.OUT_OF_MEMORY),
         (TypeError("ours"), Reason.INTERNAL_ERROR),
+        (WorkerHealthCheckFailedError("killed", failure=OutOfMemoryError("the node's memory")), Reason.OUT_OF_MEMORY),
+        (WorkerHealthCheckFailedError("A worker health check failed.", failure=ActorDiedError()), Reason.WORKER_DIED),
         (COLLATERAL, Reason.WORKER_DIED),
     ],
 )
