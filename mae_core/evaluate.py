@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from mae_core.config import NormalizeConfig
 from mae_core.data.loader import SkippedImages, measured_batches
 from mae_core.data.source import LabelledData
 from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
 from mae_core.loop import autocast
+from mae_core.options import NormalizeConfig
 from mae_core.world import World
 
 _BATCH = 256

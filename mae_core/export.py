@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mae_core.classifier import Classifier
-from mae_core.config import ModelConfig, NormalizeConfig
 from mae_core.errors import EncoderError
+from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.vit import Encoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_core.config import OptimConfig
 from mae_core.data.loader import MicroBatch, TrainLoader
 from mae_core.errors import DataError, DivergedError
 from mae_core.export import check_tensors
 from mae_core.optim import cosine_lr, set_lr
+from mae_core.options import OptimConfig
 from mae_core.world import World
 
 WantsStop = Callable[[], bool]

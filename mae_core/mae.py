@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import DecoderConfig, MaskingConfig, TargetConfig
 from mae_core.masking import Masking, random_masking
+from mae_core.options import DecoderConfig, MaskingConfig, TargetConfig
 from mae_core.patches import patch_statistics, patchify, sincos_positions
 from mae_core.vit import LAYER_NORM_EPS, Block, Encoder, take_tokens
 

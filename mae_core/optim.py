@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mae_core.classifier import Classifier
-from mae_core.config import FinetuneOptim, PretrainOptim
+from mae_core.options import FinetuneOptim, PretrainOptim
 
 _NO_DECAY_WHEN_FINETUNING = ("encoder.pos_embed", "encoder.cls_token")
 

@@ -7,20 +7,25 @@ Shapes: N images, B a batch, D width.
 """
 
 import math
+import statistics
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_core.config import NormalizeConfig, ProbeSpec
+from mae_core.config import ProbeSpec
 from mae_core.data.loader import SkippedImages, measured_batches
 from mae_core.data.source import ImageSource, LabelledData
 from mae_core.data.transforms import normalise
 from mae_core.errors import DivergedError, SpecError
+from mae_core.export import write_probe
 from mae_core.loop import Progress, WantsStop, autocast, check_skipped
 from mae_core.optim import cosine_lr, set_lr
+from mae_core.options import NormalizeConfig
 from mae_core.randomness import Stream, permutation
+from mae_core.run import Run, starting_encoder
 from mae_core.vit import Encoder, pool
 from mae_core.world import World
 
@@ -149,3 +154,32 @@ class Probe:
             rows = torch.tensor([place_of[sample] for sample in batch.samples_B.tolist()], device=self._world.device)
             features_ND[rows] = pool(tokens_BND, self._spec.pooling).float()
             readable_N[rows] = True
+
+
+class ProbeRun(Run):
+    """A linear probe, for each of some seeds. Its result is the heads and their accuracy."""
+
+    def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None) -> None:
+        self._spec = spec
+        self._encoder_folder = encoder_folder
+        self.metrics = {}
+        encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
+        self.model = encoder.model
+        data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._probe = Probe(spec, encoder, data, normalize=self.normalize, world=world)
+
+    def progress(self, wants_stop: WantsStop) -> Iterator[Progress]:
+        accuracies: list[float] = []
+        for place in range(self._spec.num_seeds):
+            seed = self._spec.seed + place
+            if place and self._encoder_folder is None:  # each seed measures other random weights
+                self._probe.use_encoder(starting_encoder(self._spec, None, seed)[0])
+            for progress in self._probe.train_head(seed, place, wants_stop):
+                yield progress
+                if progress.stop_agreed:
+                    return
+            accuracies.append(self._probe.accuracy)
+        self.metrics = {"val_accuracy": statistics.median(accuracies), "val_accuracy_seeds": accuracies}
+
+    def write_result(self, folder: Path) -> None:
+        write_probe(self._probe.heads, folder)

@@ -22,6 +22,11 @@ class Stream(IntEnum):
     MASK = 2
     CROP = 3
     HEAD_ORDER = 4
+    AUGMENT = 5
+    ERASE = 6
+    MIX = 7
+    DROP_PATH = 8
+    PREDICT = 9
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -4,12 +4,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_core.config import NormalizeConfig
 from mae_core.data.loader import SkippedImages, measured_batches
 from mae_core.data.source import ImageSource
 from mae_core.data.transforms import normalise
 from mae_core.loop import autocast
 from mae_core.mae import MaskedAutoencoder
+from mae_core.options import NormalizeConfig
 from mae_core.patches import patch_statistics, patchify, unpatchify
 from mae_core.randomness import Stream, uniform
 

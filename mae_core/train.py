@@ -18,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mae_core.config import DIGITS, RUN_SPEC, FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import RUN_SPEC, PretrainSpec, Spec
 from mae_core.errors import EncoderError, MaeError, SpecError
 from mae_core.loop import Progress
-from mae_core.runs import Run, open_run
+from mae_core.options import DIGITS
+from mae_core.run import Run
+from mae_core.runs import open_run
 from mae_core.world import World
 
 _STATE = "training_state.safetensors"
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def read_spec(path: Path) -> PretrainSpec | ProbeSpec | FinetuneSpec:
+def read_spec(path: Path) -> Spec:
     """The spec in a YAML file; relative data folders count from the current folder. Raises SpecError naming each wrong field."""
     try:
         content = yaml.safe_load(path.read_text())
@@ -59,7 +61,7 @@ def read_spec(path: Path) -> PretrainSpec | ProbeSpec | FinetuneSpec:
         raise SpecError("\n".join([f"{path} is not a valid spec:", *faults])) from error
 
 
-def train(spec: PretrainSpec | ProbeSpec | FinetuneSpec, output: Path) -> Run:
+def train(spec: Spec, output: Path) -> Run:
     """Runs `spec` on one worker (its global batch unchanged), printing progress."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
@@ -102,12 +104,12 @@ def _load_state(path: Path, state_of: str) -> dict[str, Tensor]:
     return state
 
 
-def _for_one_worker(spec: PretrainSpec | ProbeSpec | FinetuneSpec) -> PretrainSpec | ProbeSpec | FinetuneSpec:
+def _for_one_worker(spec: Spec) -> Spec:
     cpus = torch.get_num_threads()
     return spec.model_copy(update={"resources": spec.resources.model_copy(update={"num_workers": 1, "cpus_per_worker": cpus})})
 
 
-def _encoder_folder(spec: PretrainSpec | ProbeSpec | FinetuneSpec) -> Path | None:
+def _encoder_folder(spec: Spec) -> Path | None:
     if isinstance(spec, PretrainSpec) or spec.encoder.init is not None:
         return None
     if spec.encoder.file is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_core.config import ModelConfig
+from mae_core.options import ModelConfig
 from mae_core.patches import patchify, sincos_positions
 
 LAYER_NORM_EPS = 1e-6

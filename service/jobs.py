@@ -13,7 +13,7 @@ from sqlalchemy import Select, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mae_core.config import FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import Spec
 from service import events
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NotFound
@@ -27,7 +27,7 @@ from service.submission import resolve_encoder
 from service.views import JobPage, JobSummary, JobView
 from workers.contract import DesiredState, EventType, JobStatus, Reason
 
-Spec = PretrainSpec | ProbeSpec | FinetuneSpec
+Spec = Spec
 _ALPHABET = string.digits + string.ascii_lowercase
 
 

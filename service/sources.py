@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mae_core.config import DIGITS, IMAGE_SUFFIXES, FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import PretrainSpec, Spec
+from mae_core.options import DIGITS, IMAGE_SUFFIXES
 from service.errors import Invalid
 
 
-def check_sources(spec: PretrainSpec | ProbeSpec | FinetuneSpec) -> None:
+def check_sources(spec: Spec) -> None:
     """Invalid where a folder is missing, empty, or not sorted into classes though labels are needed. The same rules as mae_core.data's."""
     sources = {"data.source": spec.data.source, "data.validation": spec.data.validation}
     folders = {field: Path(source) for field, source in sources.items() if source is not None and source != DIGITS}

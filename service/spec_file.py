@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mae_core.config import DIGITS, RUN_SPEC
+from mae_core.config import RUN_SPEC
+from mae_core.options import DIGITS
 
 _PATHS = (("data", "source"), ("data", "validation"), ("encoder", "file"))
 _KINDS = ("pretrain", "probe", "finetune")

@@ -5,20 +5,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mae_core.config import EncoderRef, FinetuneSpec, ModelConfig, PretrainSpec, ProbeSpec
+from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.options import EncoderRef, ModelConfig
 from service.db import Database
 from service.errors import Invalid, spec_errors
 from service.models import JobRow
 from service.storage import ObjectNotFound, Storage, split_uri
 from workers.contract import MANIFEST, EncoderManifest, JobStatus
 
-Labelled = ProbeSpec | FinetuneSpec
+Labelled = ProbeSpec | FinetuneSpec | EvaluateSpec
 _FILES = ("config.json", "model.safetensors")
 
 
-def resolve_encoder(
-    database: Database, storage: Storage, spec: PretrainSpec | Labelled, *, sources_are_local: bool
-) -> PretrainSpec | Labelled:
+def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources_are_local: bool) -> Spec:
     """The spec with its encoder named by an artifact and with the encoder's model; or Invalid with what to do."""
     if isinstance(spec, PretrainSpec) or spec.encoder.init is not None:
         return spec

@@ -17,19 +17,22 @@ SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil"),
 }
+SPECS = {"mae_core.config", "mae_core.options"}
 TYPES_ONLY = {"mypy_boto3_s3"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
 
 # The first pattern that fits a module decides: third-party libraries, then modules of ours.
 RULES: list[tuple[str, set[str], set[str]]] = [
-    ("mae_core.config", CONTROL, set()),
+    ("mae_core.recipes", set(), set()),
+    ("mae_core.options", CONTROL, set()),
+    ("mae_core.config", CONTROL, {"mae_core.options", "mae_core.recipes"}),
     ("mae_core.*", CORE, {"mae_core.*"}),
-    ("workers.contract", CONTROL, {"mae_core.config"}),
+    ("workers.contract", CONTROL, SPECS),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
     ("service.client", {"httpx"}, {"workers.contract"}),
-    ("service.spec_file", {"pydantic", "yaml"}, {"mae_core.config"}),
-    ("service.cli", CLIENT, {"service.*", "workers.contract", "mae_core.config"}),
-    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.config"}),
+    ("service.spec_file", {"pydantic", "yaml"}, SPECS),
+    ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
+    ("service.*", SERVICE, {"service.*", "workers.contract", *SPECS}),
 ]
 # Inside service: who may be imported by whom, beyond the table above.
 ONLY_BY = {

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
-from mae_core.config import ModelConfig, NormalizeConfig, RunSpec, Strict
+from mae_core.config import RunSpec
+from mae_core.options import ModelConfig, NormalizeConfig, Strict
 
 CONTRACT_VERSION = 1
 MANIFEST = "manifest.json"

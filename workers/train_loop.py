@@ -16,7 +16,8 @@ import torch
 
 from mae_core.config import PretrainSpec
 from mae_core.loop import Progress
-from mae_core.runs import Run, open_run
+from mae_core.run import Run
+from mae_core.runs import open_run
 from mae_core.world import World
 from workers.contract import (
     DesiredState,

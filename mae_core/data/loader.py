@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae_core.config import ModelConfig, TransformConfig
 from mae_core.data.source import ImageSource, UnreadableImage
 from mae_core.data.transforms import NUMBERS_PER_CROP, centre_crop, random_resized_crop
 from mae_core.errors import DataError, SpecError
+from mae_core.options import ModelConfig, TransformConfig
 from mae_core.randomness import Stream, permutation, uniform
 from mae_core.world import World
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mae_core.config import DIGITS, IMAGE_SUFFIXES, DataConfig
 from mae_core.errors import DataError
+from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mae_core.config import NormalizeConfig, TransformConfig
+from mae_core.options import NormalizeConfig, TransformConfig
 
 _TRIES = 10
 _LOG_RATIO = math.log(4 / 3)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from botocore.exceptions import ClientError
 
-from mae_core.config import RUN_SPEC, ModelConfig, NormalizeConfig
+from mae_core.config import RUN_SPEC
 from mae_core.errors import EncoderError
+from mae_core.options import ModelConfig, NormalizeConfig
 from service.local import Seaweedfs
 from tests.integration.runs import Json, pretrain_spec, wait_for
 from workers import objects

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mae_core.config import RUN_SPEC, FinetuneSpec, ModelConfig, PretrainSpec, ProbeSpec
+from mae_core.config import RUN_SPEC, FinetuneSpec, PretrainSpec, ProbeSpec, Spec
 from mae_core.data.source import UnreadableImage
-from mae_core.runs import Run, open_run
+from mae_core.options import ModelConfig
+from mae_core.run import Run
+from mae_core.runs import open_run
 from mae_core.world import World
 
 torch.set_num_threads(1)  # as a run with one CPU does; two threads on two busy cores wait for each other
 
-Spec = PretrainSpec | ProbeSpec | FinetuneSpec
 TINY = ModelConfig(arch="vit_tiny_patch4", image_size=8)
 SHALLOW = (64, 2, 2)  # stands for ARCH_SIZES["tiny"] where whole runs are tested: a step takes milliseconds
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
@@ -73,6 +74,8 @@ def spec_of(kind: str, source: Path | str, **changes: Any) -> Spec:
     else:
         spec["encoder"] = {"init": "random"}
         spec["data"] |= {"validation_fraction": 0.25}
+    if kind == "evaluate":
+        del spec["optim"]
     for name, value in changes.items():
         spec[name] = {**spec.get(name, {}), **value} if isinstance(value, dict) and name != "encoder" else value
     return RUN_SPEC.validate_python({name: value for name, value in spec.items() if value is not None})

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mae_core.classifier import Classifier
-from mae_core.config import ModelConfig
+from mae_core.options import ModelConfig
 from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import TINY
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mae_core.config import ModelConfig, PretrainSpec
+from mae_core.config import PretrainSpec
+from mae_core.options import ModelConfig
 from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable, parse_stream, safe_path
 from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
 from workers.contract import EncoderManifest, FileEntry

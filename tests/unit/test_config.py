@@ -5,17 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mae_core.config import (
-    ARCH_SIZES,
-    IMAGENET_MEAN,
-    RUN_SPEC,
-    DataConfig,
-    FinetuneOptim,
-    ModelConfig,
-    NormalizeConfig,
-    PretrainOptim,
-    ProbeOptim,
-)
+from mae_core.config import RUN_SPEC
+from mae_core.options import ARCH_SIZES, IMAGENET_MEAN, DataConfig, FinetuneOptim, ModelConfig, NormalizeConfig, PretrainOptim, ProbeOptim
 from mae_core.train import read_spec
 from tests.unit.core_fixtures import finetune_spec, pretrain_spec, probe_spec, spec_of
 
@@ -30,18 +21,30 @@ BAD = [
     ("pretrain", {"encoder": {"init": "random"}}, r"encoder.*Extra inputs"),
     ("pretrain", {"num_seeds": 2}, r"num_seeds.*Extra inputs"),
     ("probe", {"masking": {"ratio": 0.5}}, r"masking.*Extra inputs"),
-    ("probe", {"checkpoint": {"every_steps": 5}}, r"checkpoint.*Extra inputs"),
+    ("probe", {"checkpoint": {"every_steps": 5}}, r"checkpoint: a probe of features that are encoded once .*leave it out"),
     ("probe", {"optim": {"betas": [0.9, 0.95]}}, r"optim\.betas.*Extra inputs"),
     ("finetune", {"decoder": {"depth": 1}}, r"decoder.*Extra inputs"),
     ("finetune", {"optim": {"momentum": 0.9}}, r"optim\.momentum.*Extra inputs"),
-    ("train", {}, r"'train' found using 'kind' does not match any of .*'pretrain', 'probe', 'finetune'"),
+    ("train", {}, r"'train' found using 'kind' does not match any of .*'pretrain', 'probe', 'finetune', 'evaluate'"),
     ("pretrain", {"model": {"image_size": 30}}, r"image_size: height 30 is not divisible by the patch size 4.*use 28 or 32"),
     ("pretrain", {"model": {"image_size": [8, 30]}}, r"image_size: width 30 is not divisible by the patch size 4"),
     ("pretrain", {"model": {"image_size": 3}}, r"height 3 is not divisible.*use 4 or 8"),
     ("pretrain", {"model": {"image_size": 0}}, r"height 0 is not divisible"),
     ("pretrain", {"model": {"arch": "vit_giant_patch14"}}, r"'vit_giant_patch14' is not known: .*a size of tiny, small, base, large, huge"),
     ("pretrain", {"model": {"arch": "vit_tiny_patch4_224"}}, r"is not known"),
-    ("pretrain", {"model": {"in_chans": 2}}, r"model\.in_chans: images have 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\) channels, not 2"),
+    ("finetune", {"model": {"in_chans": 2}, "data": {"transform": {"rand_augment": {}}}}, r"rand_augment: .* 1 or 3 channels, not 2"),
+    ("pretrain", {"decoder": {"predict_fraction": 0.5}}, r"predict_fraction below 1 needs attention: cross"),
+    ("pretrain", {"decoder": {"attention": "cross"}, "target": {"loss_on": "all"}}, r"target\.loss_on all: a decoder of cross"),
+    ("pretrain", {"decoder": {"attention": "cross"}, "masking": {"encoder_mask_tokens": True}}, r"masking\.encoder_mask_tokens: .* self"),
+    ("pretrain", {"masking": {"num_masks": 3}}, r"optim\.batch_size 4 is not divisible by .* x 3 masks; use 3 or 6"),
+    ("pretrain", {"optim": {"batch_size_per_device": 3}}, r"batch_size_per_device 3 x 1 worker\(s\) x accumulation 1 is not .*be 4\."),
+    ("pretrain", {"optim": {"lr": 0.1}}, r"lr 0\.1 is not base_lr 0\.02 x batch_size 4 / 256 = 0\.0003125; leave one out"),
+    ("pretrain", {"evaluation": {"labelled": {"source": DATA}}}, r"labelled: give validation \(a folder\) or validation_fraction"),
+    ("pretrain", {"recipe": "large"}, r"recipe.*'paper' or 'small'"),
+    ("finetune", {"mix": {"mixup": 0.8}, "optim": {"accumulation": 4}}, r"mix: pairs of neighbours .* 1 images at a time"),
+    ("finetune", {"trainable_blocks": 12.5}, r"trainable_blocks 12\.5: the encoder has 12"),
+    ("finetune", {"trainable_blocks": 0.7}, r"trainable_blocks.*multiple of 0\.5"),
+    ("evaluate", {"optim": {"epochs": 3}}, r"optim.*Extra inputs"),
     ("pretrain", {"data": {"source": "digits"}}, r"model\.in_chans: the digits have 1 channel, not 3"),
     ("pretrain", {"masking": {"ratio": 0.9}}, r"masking\.ratio 0\.9 leaves 0 of 4 patches visible"),
     ("pretrain", {"masking": {"ratio": 1.0}}, r"masking\.ratio.*less than 1"),
@@ -52,7 +55,8 @@ BAD = [
     ("pretrain", {"optim": {"betas": [0.9, 1.0]}}, r"optim\.betas\.1.*less than 1"),
     ("finetune", {"optim": {"betas": [-1, 0.9]}}, r"optim\.betas\.0.*greater than or equal to 0"),
     ("probe", {"optim": {"batch_size": 1}}, r"optim\.batch_size.*greater than or equal to 2"),
-    ("probe", {"optim": {"accumulation": 2}}, r"optim\.accumulation.*should be 1"),
+    ("probe", {"optim": {"accumulation": 2}}, r"optim\.accumulation: features are encoded once"),
+    ("probe", {"num_seeds": 2, "data": {"transform": {"flip": True}}}, r"num_seeds: several heads share features that are encoded once"),
     ("pretrain", {"data": {"validation": "/data/val"}}, r"data\.validation: pretraining uses no validation images; leave it out"),
     ("pretrain", {"data": {"transform": {"crop_scale": [0.5, 0.2]}}}, r"crop_scale \[0\.5, 0\.2\] must be \[low, high\]"),
     ("pretrain", {"data": {"source": "cells"}}, r"source: 'cells' must be an absolute path"),
@@ -103,7 +107,8 @@ def test_what_is_left_out_is_the_paper() -> None:
     assert (spec.masking.ratio, spec.decoder.depth, spec.decoder.width, spec.decoder.num_heads) == (0.75, 8, 512, 16)
     assert spec.target.norm_pix
     assert (spec.data.transform.crop_scale, spec.data.transform.flip) == ((0.2, 1.0), True)
-    assert PretrainOptim(epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95)) == spec.optim
+    paper = PretrainOptim(epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95))
+    assert paper.model_copy(update={"batch_size_per_device": 4096}) == spec.optim
     assert spec.optim.lr == pytest.approx(2.4e-3)
     finetuning = FinetuneOptim()
     assert (finetuning.betas, finetuning.layer_decay, finetuning.base_lr, finetuning.min_lr) == ((0.9, 0.999), 0.65, 5e-4, 1e-6)

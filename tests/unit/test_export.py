@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mae_core.classifier import Classifier
-from mae_core.config import ModelConfig, NormalizeConfig
 from mae_core.errors import EncoderError
 from mae_core.export import WEIGHTS, load_encoder, write_classifier, write_encoder, write_probe
+from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.probe import ProbeHead
 from mae_core.vit import Encoder, initialise
 from tests.torchvision_ops import import_torchvision

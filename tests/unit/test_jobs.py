@@ -25,7 +25,7 @@ def test_a_new_job(client: TestClient, service: Service) -> None:
     job = answer.json()
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert (job["status"], job["attempt"], job["desired_state"], job["version"]) == ("queued", 0, "run", 1)
-    assert job["spec"]["masking"]["ratio"] == 0.75
+    assert job["spec"]["masking"]["ratio"] == 0.6  # of the recipe for small models
     assert job["labels"] == {"team": "cells"}
     assert job["id"].isalnum()
     assert job["id"] == job["id"].lower()

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core.config import TransformConfig
 from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader, measured_batches
 from mae_core.errors import DataError, SpecError
+from mae_core.options import TransformConfig
 from mae_core.world import World
 from tests.unit.core_fixtures import TINY, PictureSource
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import PretrainOptim, TransformConfig
 from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
 from mae_core.errors import DataError, DivergedError, EncoderError
 from mae_core.loop import Progress, Training, load_training_state, training_state
 from mae_core.optim import cosine_lr
+from mae_core.options import PretrainOptim, TransformConfig
 from mae_core.world import World
 from tests.unit.core_fixtures import TINY, PictureSource
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core.config import DecoderConfig, MaskingConfig, ModelConfig, TargetConfig
 from mae_core.mae import MaskedAutoencoder
+from mae_core.options import DecoderConfig, MaskingConfig, ModelConfig, TargetConfig
 from mae_core.patches import sincos_positions
 from mae_core.vit import Encoder, initialise
 from tests.torchvision_ops import import_torchvision

@@ -4,8 +4,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from mae_core.config import MaskingConfig
 from mae_core.masking import random_masking
+from mae_core.options import MaskingConfig
 from mae_core.randomness import Stream, uniform
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mae_core.classifier import Classifier
-from mae_core.config import DecoderConfig, FinetuneOptim, MaskingConfig, PretrainOptim, TargetConfig
 from mae_core.mae import MaskedAutoencoder
 from mae_core.optim import cosine_lr, finetune_optimizer, pretrain_optimizer, set_lr
+from mae_core.options import DecoderConfig, FinetuneOptim, MaskingConfig, PretrainOptim, TargetConfig
 from mae_core.vit import Encoder
 from tests.unit.core_fixtures import TINY
 

@@ -5,13 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from mae_core.config import ARCH_SIZES, ModelConfig
 from mae_core.data.source import LabelledData
 from mae_core.data.transforms import centre_crop
 from mae_core.errors import DataError, DivergedError, SpecError
 from mae_core.export import WEIGHTS
-from mae_core.probe import Probe, ProbeHead
-from mae_core.runs import ProbeRun
+from mae_core.options import ARCH_SIZES, ModelConfig
+from mae_core.probe import Probe, ProbeHead, ProbeRun
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder, opened, picture, probe_spec

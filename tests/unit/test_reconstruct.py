@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_core.config import DecoderConfig, MaskingConfig, ModelConfig, NormalizeConfig, TargetConfig
 from mae_core.data.transforms import centre_crop, normalise
 from mae_core.mae import MaeOutput, MaskedAutoencoder
 from mae_core.masking import random_masking
+from mae_core.options import DecoderConfig, MaskingConfig, ModelConfig, NormalizeConfig, TargetConfig
 from mae_core.patches import patchify
 from mae_core.reconstruct import reconstruct, reconstruction_grid
 from mae_core.vit import Encoder, initialise

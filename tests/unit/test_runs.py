@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mae_core.config import ARCH_SIZES, ModelConfig
 from mae_core.errors import DataError, EncoderError, SpecError
 from mae_core.export import WEIGHTS, load_encoder, write_encoder
 from mae_core.loop import Progress
-from mae_core.runs import Run
+from mae_core.options import ARCH_SIZES, ModelConfig
+from mae_core.run import Run
 from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import (
     SHALLOW,
@@ -116,15 +116,15 @@ def test_pretraining_learns_and_writes_its_encoder(tmp_path: Path) -> None:
 
 def test_masks_are_new_in_each_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, dict[int, list[float]]] = {}
-    from mae_core import runs
+    from mae_core import pretrain
 
     def spying(**asked: Any) -> torch.Tensor:
         noise = original(**asked)
         seen.setdefault(asked["epoch"], {}).update(dict(zip(asked["samples"].tolist(), noise.tolist(), strict=True)))
         return noise
 
-    original = runs.uniform
-    monkeypatch.setattr(runs, "uniform", spying)
+    original = pretrain.uniform
+    monkeypatch.setattr(pretrain, "uniform", spying)
     told(opened(pretrain_spec(folder)))
     assert len(seen[0]) == len(seen[1]) == 16
     assert all(seen[0][sample] != seen[1][sample] for sample in seen[0])

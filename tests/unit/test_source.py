@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_core.config import DataConfig
 from mae_core.data.source import DigitsSource, FolderSource, LabelledData, UnreadableImage, open_source, split
 from mae_core.errors import DataError
+from mae_core.options import DataConfig
 from tests.unit.core_fixtures import PictureSource, image_folder, picture
 
 FROZEN_SPLIT = [1, 2, 3, 6, 7, 8, 11, 17, 18]

@@ -64,7 +64,7 @@ def test_the_home_folder_is_known(tmp_path: Path) -> None:
         ),
         (PRETRAIN.replace("pretrain", "pretrian"), "spec.yaml:1: kind: must be one of pretrain, probe, finetune"),
         ("name: x\n", "spec.yaml:1: kind: must be one of pretrain, probe, finetune"),
-        (PRETRAIN.replace("data:\n  source: digits\n", ""), "spec.yaml:1: data: Field required"),
+        (PRETRAIN.replace("data:\n  source: digits\n", ""), "spec.yaml:1: data.source: Field required"),
         (PRETRAIN.replace("cells", "2024-01-01"), "spec.yaml:2: name: Input should be a valid string"),
     ],
 )

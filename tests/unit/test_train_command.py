@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mae_core import train as train_command
-from mae_core.config import ARCH_SIZES, ModelConfig
 from mae_core.export import WEIGHTS, load_encoder
 from mae_core.loop import Progress
+from mae_core.options import ARCH_SIZES, ModelConfig
 from mae_core.train import main
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_core.config import NormalizeConfig, TransformConfig
 from mae_core.data.transforms import NUMBERS_PER_CROP, _crop_box, centre_crop, normalise, random_resized_crop
+from mae_core.options import NormalizeConfig, TransformConfig
 from tests.unit.core_fixtures import picture
 
 BICUBIC = Image.Resampling.BICUBIC

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mae_core.config import ARCH_SIZES
+from mae_core.options import ARCH_SIZES
 from mae_core.world import World
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
 from tests.unit.two_workers import outcome, scenarios

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import ARCH_SIZES, DecoderConfig, MaskingConfig, ModelConfig, TargetConfig
 from mae_core.mae import MaskedAutoencoder, masked_loss
 from mae_core.masking import random_masking
+from mae_core.options import ARCH_SIZES, DecoderConfig, MaskingConfig, ModelConfig, TargetConfig
 from mae_core.patches import patchify, sincos_positions, unpatchify
 from mae_core.vit import Encoder, initialise, pool
 from tests.torchvision_ops import import_torchvision

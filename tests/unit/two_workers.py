@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mae_core.config import ARCH_SIZES
 from mae_core.errors import MaeError
-from mae_core.runs import ProbeRun, open_run
+from mae_core.options import ARCH_SIZES
+from mae_core.probe import ProbeRun
+from mae_core.runs import open_run
 from mae_core.world import World
 from tests.unit.core_fixtures import SHALLOW, Spec, finetune_spec, pretrain_spec, probe_spec
 
