@@ -1,6 +1,6 @@
 """A classifier on top of the encoder, for fine-tuning, in timm's layout: pooling, `fc_norm`, `head`.
 
-Shapes: B images, C channels, H and W pixels, D width.
+Shapes: B images, C channels, H and W pixels, D width, S = 2 * depth branches.
 """
 
 from typing import Literal, cast
@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mae_core.vit import LAYER_NORM_EPS, Encoder, pool
+from mae_core.vit import LAYER_NORM_EPS, Block, Encoder, pool
 
 
 class Classifier(nn.Module):
@@ -26,9 +26,22 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=2e-5, generator=generator)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, classes)."""
-        features_BD = pool(self.encoder(images_BCHW), self.pooling)
+    def train_last(self, num_blocks: float) -> None:
+        """Freezes all but the last blocks, the norm behind them and the head; half a block is its MLP (paper, section 4.3)."""
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(name.startswith("norm."))
+        blocks = cast(list[Block], list(self.encoder.blocks))
+        whole = int(num_blocks)
+        for block in blocks[len(blocks) - whole :]:
+            block.requires_grad_(True)
+        if num_blocks > whole:
+            half = blocks[len(blocks) - whole - 1]
+            half.norm2.requires_grad_(True)
+            half.mlp.requires_grad_(True)
+
+    def forward(self, images_BCHW: Tensor, scale_BS: Tensor | None = None) -> Tensor:
+        """Logits (B, classes). `scale_BS`: of `drop_path_scale`, while training."""
+        features_BD = pool(self.encoder(images_BCHW, scale_BS), self.pooling)
         if self.pooling == "mean":
             features_BD = self.fc_norm(features_BD)
         return cast(Tensor, self.head(features_BD))

@@ -5,6 +5,7 @@ Shapes: B images, C channels, H and W pixels, L patches (row by row), P = p * p 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -43,3 +44,16 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     angles_x, angles_y = x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies
     patches_LD = torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches_LD])[None].float()
+
+
+def resize_positions(positions_1ND: Tensor, from_grid: tuple[int, int], to_grid: tuple[int, int]) -> Tensor:
+    """Positions (1, 1 + L, D) for another grid of patches: bicubic and antialiased in both directions, the class token's apart.
+
+    Learned positions are interpolated as fixed ones are; as the authors do for 448 pixels, and timm.
+    """
+    if from_grid == to_grid:
+        return positions_1ND
+    own, grid_1LD = positions_1ND[:, :1], positions_1ND[:, 1:].float()
+    image_1DHW = grid_1LD.reshape(1, *from_grid, -1).permute(0, 3, 1, 2)
+    resized_1DHW = F.interpolate(image_1DHW, size=to_grid, mode="bicubic", antialias=True)
+    return torch.cat([own, resized_1DHW.permute(0, 2, 3, 1).flatten(1, 2).to(positions_1ND.dtype)], dim=1)

@@ -1,6 +1,6 @@
 """The Vision Transformer encoder (Dosovitskiy et al. 2021), with the parameter names of timm and of the authors' code.
 
-Shapes: B images, L patches, K patches given to the encoder, N = 1 + K tokens, D width, P numbers in a patch.
+Shapes: B images, L patches, K patches given to the encoder, N = 1 + K tokens, D width, P numbers in a patch, S = 2 * depth branches.
 """
 
 from typing import cast
@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mae_core.options import ModelConfig
 from mae_core.patches import patchify, sincos_positions
@@ -44,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block. `scale_B2` multiplies what its two branches add (stochastic depth); None: as they are."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -53,9 +54,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.attn(self.norm1(x_BND))
-        return x_BND + cast(Tensor, self.mlp(self.norm2(x_BND)))
+    def forward(self, x_BND: Tensor, scale_B2: Tensor | None = None) -> Tensor:
+        attended = self.attn(self.norm1(x_BND))
+        x_BND = x_BND + (attended if scale_B2 is None else attended * scale_B2[:, 0, None, None].to(attended.dtype))
+        mixed: Tensor = self.mlp(self.norm2(x_BND))
+        return x_BND + (mixed if scale_B2 is None else mixed * scale_B2[:, 1, None, None].to(mixed.dtype))
 
 
 class PatchEmbed(nn.Module):
@@ -78,31 +81,61 @@ class Encoder(nn.Module):
     Positions are fixed; a fine-tune may free them by `requires_grad_`.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.activation_checkpointing = activation_checkpointing
         self.cls_token = nn.Parameter(torch.zeros(1, 1, model.width))
         self.pos_embed = nn.Parameter(sincos_positions(model.width, model.grid), requires_grad=False)
         self.patch_embed = PatchEmbed(model)
         self.blocks = nn.ModuleList(Block(model.width, model.num_heads) for _ in range(model.depth))
         self.norm = nn.LayerNorm(model.width, eps=LAYER_NORM_EPS)
 
-    def encode(self, patches_BLP: Tensor, keep_BK: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + K, D), the class token first, of the patches at `keep_BK` (all where it is None)."""
+    def encode(
+        self,
+        patches_BLP: Tensor,
+        keep_BK: Tensor | None = None,
+        *,
+        hidden_as: tuple[Tensor, Tensor] | None = None,
+        scale_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, 1 + K, D), the class token first, of the patches at `keep_BK` (all where it is None).
+
+        `hidden_as` = (mask token (1, 1, D), mask_BL) replaces the embeddings of masked patches by the token. `scale_BS` is what
+        `drop_path_scale` gives.
+        """
         positions_BLD = self.pos_embed[:, 1:].expand(patches_BLP.shape[0], -1, -1)
         if keep_BK is not None:
             patches_BLP = take_tokens(patches_BLP, keep_BK)
             positions_BLD = take_tokens(positions_BLD, keep_BK)
-        x_BND = self.patch_embed(patches_BLP) + positions_BLD
+        x_BND = self.patch_embed(patches_BLP)
+        if hidden_as is not None:
+            x_BND = torch.where(hidden_as[1][..., None] > 0, hidden_as[0].to(x_BND.dtype), x_BND)
+        x_BND = x_BND + positions_BLD
         cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(x_BND.shape[0], -1, -1)
         x_BND = torch.cat([cls_B1D, x_BND], dim=1)
-        for block in self.blocks:
-            x_BND = block(x_BND)
+        for place, block in enumerate(self.blocks):
+            scale_B2 = None if scale_BS is None else scale_BS[:, 2 * place : 2 * place + 2]
+            x_BND = run_block(block, x_BND, scale_B2, checkpointed=self.activation_checkpointing)
         return cast(Tensor, self.norm(x_BND))
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, scale_BS: Tensor | None = None) -> Tensor:
         """Tokens (B, 1 + L, D) of whole images, normalised by the final LayerNorm."""
-        return self.encode(patchify(images_BCHW, self.model.patch_size))
+        return self.encode(patchify(images_BCHW, self.model.patch_size), scale_BS=scale_BS)
+
+
+def run_block(block: nn.Module, x_BND: Tensor, *others: Tensor | None, checkpointed: bool) -> Tensor:
+    """One block; `checkpointed`: keeping its input alone and computing it once more on the way back (Chen et al. 2016)."""
+    if checkpointed and torch.is_grad_enabled():  # nothing in a block is random, so there is no random state to keep
+        return cast(Tensor, checkpoint(block, x_BND, *others, use_reentrant=False, preserve_rng_state=False))
+    return cast(Tensor, block(x_BND, *others))
+
+
+def drop_path_scale(numbers_BS: Tensor, rate: float) -> Tensor:
+    """What stochastic depth multiplies each branch by (Huang et al. 2016): 0 with a probability that rises evenly from 0 in the first block
+    to `rate` in the last, else the inverse of what is left. `numbers_BS`: uniform in [0, 1), two for each block."""
+    rates_S = torch.linspace(0, rate, numbers_BS.shape[1] // 2, device=numbers_BS.device).repeat_interleave(2)
+    return (numbers_BS >= rates_S) / (1 - rates_S)
 
 
 def take_tokens(x_BLD: Tensor, index_BK: Tensor) -> Tensor:
@@ -134,5 +167,5 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.ones_(child.weight)
             nn.init.zeros_(child.bias)
     for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] in ("cls_token", "mask_token"):
+        if name.rpartition(".")[2] in ("cls_token", "mask_token", "encoder_mask_token"):
             nn.init.normal_(parameter, std=0.02, generator=generator)

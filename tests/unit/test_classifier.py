@@ -50,3 +50,30 @@ def test_the_head_starts_near_zero_from_its_own_generator() -> None:
     assert not first.head.bias.any()
     assert torch.equal(first.head.weight, again.head.weight)
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "trained"),
+    [
+        (0, set()),
+        (0.5, {"blocks.11.norm2", "blocks.11.mlp"}),
+        (1, {"blocks.11.norm1", "blocks.11.attn", "blocks.11.norm2", "blocks.11.mlp"}),
+        (1.5, {"blocks.11.norm1", "blocks.11.attn", "blocks.11.norm2", "blocks.11.mlp", "blocks.10.norm2", "blocks.10.mlp"}),
+    ],
+)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_last_blocks_alone_are_trained(num_blocks: float, trained: set[str], pooling: str) -> None:
+    model = classifier(pooling)
+    model.train_last(num_blocks)
+    free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = {f"encoder.{name}" for name in trained} | {"head", "fc_norm" if pooling == "mean" else "encoder.norm"}
+    assert all(any(name.startswith(f"{part}.") for part in expected) for name in free)
+    assert all(any(name.startswith(f"{part}.") for name in free) for part in expected)
+
+
+def test_all_blocks_leave_the_embeddings_frozen() -> None:
+    model = classifier("mean")
+    model.train_last(12)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    embeddings = {"encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj.weight", "encoder.patch_embed.proj.bias"}
+    assert frozen == embeddings

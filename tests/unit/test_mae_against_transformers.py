@@ -106,13 +106,13 @@ def test_loss_prediction_and_gradients_equal(model: ModelConfig, decoder: Decode
     images = torch.randn(2, model.in_chans, *model.image_size, generator=generator, dtype=dtype)
     noise = torch.rand(2, model.num_patches, generator=generator)
 
-    mine, other = ours(images, noise), theirs(images, noise=noise)
+    mine, other = ours(images, noise, predict_all=True), theirs(images, noise=noise)
     mine.loss.backward()
     other.loss.backward()
 
     torch.testing.assert_close(mine.loss, other.loss, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(mine.prediction_BLP, other.logits, rtol=0, atol=TOLERANCE)
-    assert torch.equal(mine.mask_BL.to(dtype), other.mask.to(dtype))
+    torch.testing.assert_close(mine.prediction_VQP, other.logits, rtol=0, atol=TOLERANCE)
+    assert torch.equal(mine.mask_VL.to(dtype), other.mask.to(dtype))
     my_gradients = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
     their_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
     assert len(their_gradients) > 20

@@ -25,7 +25,7 @@ class Oracle(MaskedAutoencoder):
 
     def forward(self, images_BCHW: Tensor, noise_BL: Tensor) -> MaeOutput:
         patches = patchify(images_BCHW, self.encoder.model.patch_size)
-        return MaeOutput(torch.zeros(()), self.target(patches), random_masking(noise_BL, self.num_keep).mask_BL)
+        return MaeOutput(torch.zeros(()), self.target(patches), random_masking(noise_BL, self.num_keep).mask_VL)
 
 
 def autoencoder(*, oracle: bool, norm_pix: bool, model: ModelConfig = MODEL) -> MaskedAutoencoder:

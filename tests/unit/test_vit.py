@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_core.mae import MaskedAutoencoder, masked_loss
-from mae_core.masking import random_masking
+from mae_core.mae import MaskedAutoencoder
 from mae_core.options import ARCH_SIZES, DecoderConfig, MaskingConfig, ModelConfig, TargetConfig
-from mae_core.patches import patchify, sincos_positions, unpatchify
-from mae_core.vit import Encoder, initialise, pool
+from mae_core.patches import patchify, resize_positions, sincos_positions
+from mae_core.vit import Block, Encoder, drop_path_scale, initialise, pool
 from tests.torchvision_ops import import_torchvision
 
 import_torchvision()
 import timm  # noqa: E402  (needs the line above)
+from timm.layers import resample_abs_pos_embed  # noqa: E402
 
 from mae_core.export import _TIMM_ARCHITECTURES  # noqa: E402
 
@@ -40,11 +40,6 @@ def noise() -> Tensor:
     return torch.rand(2, MODEL.num_patches, generator=torch.Generator().manual_seed(2))
 
 
-def with_other_patches(images: Tensor, chosen_BL: Tensor) -> Tensor:
-    patches = patchify(images, 4)
-    return unpatchify(torch.where(chosen_BL.bool()[..., None], 9 - patches, patches), patch_size=4, grid=MODEL.grid)
-
-
 @torch.no_grad()
 def test_keeping_all_patches_in_order_is_the_whole_image(images: Tensor) -> None:
     encoder = autoencoder().encoder
@@ -60,61 +55,10 @@ def test_patches_keep_their_positions_when_shuffled(images: Tensor) -> None:
     torch.testing.assert_close(tokens[:, 1:], encoder(images)[:, 1:][:, shuffled], rtol=0, atol=1e-5)
 
 
-@torch.no_grad()
-def test_the_encoder_sees_only_visible_patches(images: Tensor, noise: Tensor) -> None:
-    mae = autoencoder()
-    seen: list[Tensor] = []
-    mae.encoder.register_forward_hook(lambda *_: pytest.fail("the encoder was given whole images"))
-    mae.encoder.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    mae.encoder.norm.register_forward_hook(lambda _, __, tokens: seen.append(tokens))
-    before = mae(images, noise)
-    changed = with_other_patches(images, before.mask_BL)
-    after = mae(changed, noise)
-
-    assert seen[0].shape == (2, 1 + 3, 192)
-    assert torch.equal(seen[0], seen[2])
-    assert torch.equal(seen[1], seen[3])
-    assert torch.equal(before.prediction_BLP, after.prediction_BLP)
-    assert before.loss != after.loss
-    assert torch.equal(after.loss, masked_loss(before.prediction_BLP, patchify(changed, 4), before.mask_BL))
-
-
-@torch.no_grad()
-def test_changing_a_visible_patch_changes_the_prediction_alone(images: Tensor, noise: Tensor) -> None:
-    mae = autoencoder()
-    before = mae(images, noise)
-    after = mae(with_other_patches(images, 1 - before.mask_BL), noise)
-    assert not torch.equal(before.prediction_BLP, after.prediction_BLP)
-    assert torch.equal(after.loss, masked_loss(after.prediction_BLP, patchify(images, 4), before.mask_BL))
-
-
-def test_the_loss_counts_masked_patches_only() -> None:
-    prediction, target = torch.zeros(1, 4, 2), torch.tensor([[[1.0, 1.0], [2.0, 2.0], [3.0, 1.0], [9.0, 9.0]]])
-    assert masked_loss(prediction, target, torch.tensor([[1.0, 0.0, 1.0, 0.0]])) == (1 + (9 + 1) / 2) / 2
-    prediction.requires_grad_(True)
-    masked_loss(prediction, target, torch.tensor([[1.0, 0.0, 1.0, 0.0]])).backward()
-    assert prediction.grad is not None
-    assert not prediction.grad[0, [1, 3]].any()
-    assert prediction.grad[0, [0, 2]].all()
-
-
 def test_a_normalised_target_has_mean_0_and_deviation_1(images: Tensor) -> None:
     target = autoencoder(norm_pix=True).target(patchify(5 + 3 * images, 4))
     torch.testing.assert_close(target.mean(dim=-1), torch.zeros(2, 12), rtol=0, atol=1e-5)
     torch.testing.assert_close(target.std(dim=-1), torch.ones(2, 12), rtol=1e-5, atol=0)
-
-
-def test_masked_patches_are_decoded_at_their_own_places(noise: Tensor) -> None:
-    """With a decoder that hands its input on, visible tokens and mask tokens stand where the mask says."""
-    mae = autoencoder()
-    mae.decoder_embed, mae.decoder_norm, mae.decoder_pred = nn.Identity(), nn.Identity(), nn.Identity()  # type: ignore[assignment]
-    mae.decoder_blocks = nn.ModuleList()
-    masking = random_masking(noise, mae.num_keep)
-    numbered = torch.cat([torch.zeros(2, 1), masking.keep_BK + 1.0], dim=1)[..., None].expand(-1, -1, 64)
-    mae.mask_token = nn.Parameter(torch.full((1, 1, 64), -1.0))
-    decoded = mae.decode(numbered, masking) - mae.decoder_pos_embed[:, 1:]
-    expected = torch.where(masking.mask_BL.bool(), -1.0, torch.arange(1.0, 13.0))[..., None].expand(-1, -1, 64)
-    torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
 
 
 def test_pooling() -> None:
@@ -183,3 +127,67 @@ def test_every_size_is_timms(size: str) -> None:
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
     assert ours.blocks[0].attn.num_heads == theirs.blocks[0].attn.num_heads  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (28, 28)), ((14, 14), (7, 10)), ((3, 5), (5, 3)), ((2, 2), (1, 9))])
+def test_positions_of_another_grid_are_timms(old: tuple[int, int], new: tuple[int, int]) -> None:
+    positions = torch.randn(1, 1 + old[0] * old[1], 24, generator=torch.Generator().manual_seed(0))
+    theirs = resample_abs_pos_embed(positions, new_size=list(new), old_size=list(old), num_prefix_tokens=1)
+    torch.testing.assert_close(resize_positions(positions, old, new), theirs, rtol=0, atol=1e-6)
+
+
+def test_positions_of_the_same_grid_stay_as_they_are() -> None:
+    positions = sincos_positions(24, (3, 5))
+    assert resize_positions(positions, (3, 5), (3, 5)) is positions
+
+
+def test_drop_path_rises_with_depth_and_keeps_the_mean() -> None:
+    numbers = torch.rand(20_000, 8, generator=torch.Generator().manual_seed(0))
+    scale = drop_path_scale(numbers, 0.3)
+    dropped = (scale == 0).float().mean(dim=0)
+    torch.testing.assert_close(dropped, torch.tensor([0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3]), rtol=0, atol=0.015)
+    torch.testing.assert_close(scale.mean(dim=0), torch.ones(8), rtol=0, atol=0.03)
+    assert scale[:, -1].unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+
+
+@torch.no_grad()
+def test_a_dropped_branch_adds_nothing_and_others_are_scaled() -> None:
+    block = Block(8, 2)
+    initialise(block, torch.Generator().manual_seed(0))
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+    attended = x + block.attn(block.norm1(x))
+    assert torch.equal(block(x, torch.tensor([[0.0, 0.0]] * 3)), x)
+    assert torch.equal(block(x, torch.tensor([[1.0, 0.0]] * 3)), attended)
+    mixed = block(x, torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 1.0]]))
+    torch.testing.assert_close(mixed[0], (x + 2 * block.mlp(block.norm2(x)))[0])
+    assert torch.equal(mixed[1], x[1])
+    torch.testing.assert_close(mixed[2], block(x)[2])
+
+
+@torch.no_grad()
+def test_each_block_takes_its_own_two_scales(images: Tensor) -> None:
+    encoder = autoencoder().encoder
+    scale = torch.ones(2, 24)
+    assert torch.equal(encoder(images, scale), encoder(images))
+    scale[:, 2:] = 0
+    first = encoder.blocks[0](encoder_input(encoder, images))
+    torch.testing.assert_close(encoder(images, scale), encoder.norm(first))
+
+
+def encoder_input(encoder: Encoder, images: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hook = encoder.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    encoder(images)
+    hook.remove()
+    return seen[0]
+
+
+def test_activation_checkpointing_changes_no_gradient(images: Tensor) -> None:
+    gradients = []
+    for activation_checkpointing in (False, True):
+        encoder = autoencoder().encoder
+        encoder.activation_checkpointing = activation_checkpointing
+        encoder(images, drop_path_scale(torch.rand(2, 24, generator=torch.Generator().manual_seed(5)), 0.5)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) > 100
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
