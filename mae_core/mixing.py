@@ -76,10 +76,9 @@ def _boxes(lambda_P: _Floats, middle_y: _Floats, middle_x: _Floats, size: Size) 
 
 def mix_batch(images_BCHW: Tensor, labels_B: Tensor, plan: MixPlan, *, num_classes: int, smoothing: float) -> tuple[Tensor, Tensor]:
     """Images mixed in pairs, and their soft labels (B, K), smoothed by `smoothing`; all on the device of the images."""
-    device = images_BCHW.device
+    device, (height, width) = images_BCHW.device, images_BCHW.shape[-2:]
     weight_P, box_P4, label_weight_P = (_moved(part, device) for part in plan)
-    inside_PHW = _inside(box_P4, images_BCHW.shape[-2:])
-    weight_PHW = torch.where(inside_PHW, 0.0, weight_P[:, None, None])
+    weight_PHW = torch.where(_inside(box_P4, (height, width)), 0.0, weight_P[:, None, None])
     off = smoothing / num_classes
     labels_BK = torch.full((len(labels_B), num_classes), off, device=device).scatter_(1, labels_B[:, None], 1 - smoothing + off)
     return _blended(images_BCHW, weight_PHW[:, None, None]), _blended(labels_BK, label_weight_P[:, None, None])
@@ -87,8 +86,8 @@ def mix_batch(images_BCHW: Tensor, labels_B: Tensor, plan: MixPlan, *, num_class
 
 def _blended(batch: Tensor, weight: Tensor) -> Tensor:
     """Each row with its neighbour: `weight` of its own, 1 - weight of the other's. `weight` is broadcast to (P, 2, …)."""
-    pairs = batch.unflatten(0, (-1, 2))
-    return (pairs * weight + pairs.flip(1) * (1 - weight)).flatten(0, 1)
+    pairs = batch.reshape(-1, 2, *batch.shape[1:])
+    return (pairs * weight + pairs.flip(1) * (1 - weight)).reshape(batch.shape)
 
 
 def erase(images_BCHW: Tensor, samples_B: Tensor, *, seed: int, epoch: int, probability: float) -> Tensor:
@@ -97,18 +96,18 @@ def erase(images_BCHW: Tensor, samples_B: Tensor, *, seed: int, epoch: int, prob
     Args:
         samples_B: the images' indices in the data set, int64, on the CPU.
     """
-    device, size = images_BCHW.device, images_BCHW.shape[-2:]
+    device, (height, width) = images_BCHW.device, images_BCHW.shape[-2:]
     drawn = uniform(seed=seed, epoch=epoch, stream=Stream.ERASE, samples=samples_B, count=_NUMBERS_PER_ERASE).double().numpy()
     rows = np.flatnonzero(drawn[:, 0] < probability)
     if not len(rows):
         return images_BCHW
-    box_E4 = _erased_boxes(drawn[rows, 1:].reshape(-1, _ERASE_TRIES, 4), size)
-    rows_E = torch.from_numpy(rows)
-    samples_E, box_E4, rows_E = (_moved(part, device) for part in (samples_B[rows_E], torch.from_numpy(box_E4), rows_E))
+    boxes = _erased_boxes(drawn[rows, 1:].reshape(-1, _ERASE_TRIES, 4), (height, width))
+    rows_E, box_E4 = _moved(torch.from_numpy(rows), device), _moved(torch.from_numpy(boxes), device)
+    samples_E = _moved(samples_B[torch.from_numpy(rows)], device)
     chosen_ECHW = images_BCHW.index_select(0, rows_E)
     count = _NUMBERS_PER_ERASE + chosen_ECHW[0].numel()
     noise = uniform(seed=seed, epoch=epoch, stream=Stream.ERASE, samples=samples_E, count=count)[:, _NUMBERS_PER_ERASE:]
-    erased_ECHW = torch.where(_inside(box_E4, size)[:, None], _normal(noise).view_as(chosen_ECHW), chosen_ECHW)
+    erased_ECHW = torch.where(_inside(box_E4, (height, width))[:, None], _normal(noise).view_as(chosen_ECHW), chosen_ECHW)
     return images_BCHW.index_copy(0, rows_E, erased_ECHW)
 
 
@@ -123,20 +122,20 @@ def _erased_boxes(drawn_ET4: _Floats, size: Size) -> NDArray[np.int64]:
     top, left = np.floor(top_u * (height - h + 1)), np.floor(left_u * (width - w + 1))
     fits_ET = (h < height) & (w < width)
     first = fits_ET.argmax(axis=1)
-    box_E4 = np.stack([top, top + h, left, left + w], axis=2)[np.arange(len(first)), first]
-    return (box_E4 * fits_ET.any(axis=1)[:, None]).astype(np.int64)
+    boxes: _Floats = np.stack([top, top + h, left, left + w], axis=2)[np.arange(len(first)), first]
+    return np.where(fits_ET.any(axis=1)[:, None], boxes, 0).astype(np.int64)
 
 
 def _inside(box_N4: Tensor, size: Size) -> Tensor:
     """Which pixels are in each box: (N, H, W)."""
-    top, bottom, left, right = box_N4.T[:, :, None]
+    top, bottom, left, right = box_N4[:, :, None].unbind(1)
     y_H, x_W = (torch.arange(length, device=box_N4.device) for length in size)
     return ((top <= y_H) & (y_H < bottom))[:, :, None] & ((left <= x_W) & (x_W < right))[:, None, :]
 
 
 def _normal(uniform: Tensor) -> Tensor:
     """Normal numbers. Taken from the middles of the uniform numbers' bins, in float32 exactly, as 0 has no end."""
-    return torch.erfinv(2 * uniform - 1 + _STEP) * math.sqrt(2)
+    return (2 * uniform - (1 - _STEP)).erfinv() * math.sqrt(2)
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

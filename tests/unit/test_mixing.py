@@ -125,8 +125,9 @@ def erased(images: torch.Tensor, samples: torch.Tensor, **changes: Any) -> torch
     return erase(images, samples, **({"seed": 5, "epoch": 1, "probability": 0.25} | changes))
 
 
-def test_timm_erases_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples, images = torch.arange(300), torch.zeros(300, 2, *SIZE)
+@pytest.mark.parametrize("size", [(12, 20), (20, 12), (9, 9)])
+def test_timm_erases_the_same_pixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, images = torch.arange(300), torch.zeros(300, 2, *size)
     ours = erased(images, samples, probability=0.6) != 0
     numbers = uniform(seed=5, epoch=1, stream=Stream.ERASE, samples=samples, count=41).double().tolist()
     theirs = random_erasing.RandomErasing(probability=0.6, mode="pixel", max_count=1, device="cpu")
@@ -135,10 +136,10 @@ def test_timm_erases_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         tries = [numbers[row][first : first + 4] for first in range(1, 41, 4)]
         script = [numbers[row][0]]
         for attempt in tries:
-            box = mixing._erased_boxes(np.array([[attempt]]), SIZE)[0]
+            box = mixing._erased_boxes(np.array([[attempt]]), size)[0]
             script += attempt if box.any() else attempt[:2]
         monkeypatch.setattr(random_erasing, "random", ScriptedRandom(script))
-        assert torch.equal(ours[row], theirs(torch.zeros(2, *SIZE)) != 0), row
+        assert torch.equal(ours[row], theirs(torch.zeros(2, *size)) != 0), row
 
 
 def test_a_quarter_of_the_images_is_erased_and_the_others_are_untouched() -> None:
@@ -158,6 +159,12 @@ def test_erased_pixels_are_normal_noise_each_of_its_own() -> None:
     assert stats.kstest(noise, stats.norm.cdf).pvalue > 0.01
     assert len(noise.unique()) > 0.99 * len(noise)
     assert torch.equal(before, torch.full_like(before, 100.0))
+
+
+def test_noise_has_nothing_of_the_numbers_that_chose_its_image() -> None:
+    """Were the first pixel's noise the number that chose, it would be below the lower quartile."""
+    first = erased(torch.zeros(4000, 1, *SIZE), torch.arange(4000))[:, 0, 0, 0]
+    assert (first > 0).sum() > 5
 
 
 def test_noise_is_finite_at_the_ends() -> None:
