@@ -1,42 +1,83 @@
-"""Accuracy on held-back images, shared between the workers."""
+"""Accuracy on images that a model was not trained on, shared between the workers; and the run that measures it."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from torch import nn
 
-from mae_core.data.loader import SkippedImages, measured_batches
+from mae_core.classifier import Classifier
+from mae_core.config import EvaluateSpec
+from mae_core.data.loader import SkippedImages
 from mae_core.data.source import LabelledData
-from mae_core.data.transforms import normalise
-from mae_core.errors import DataError
-from mae_core.loop import autocast
+from mae_core.export import has_head
+from mae_core.loop import CanSave, Progress, WantsStop, always, check_skipped
 from mae_core.options import NormalizeConfig
+from mae_core.report import Tally
+from mae_core.rounds import measured_rounds, newly_skipped, stop_agreed
+from mae_core.run import Run
+from mae_core.scorers import HeadScorer, KnnScorer, Scorer
 from mae_core.world import World
 
-_BATCH = 256
 
-
-@torch.inference_mode()
 def accuracy(
-    module: nn.Module, data: LabelledData, *, normalize: NormalizeConfig, world: World, num_threads: int, skipped: SkippedImages
+    classifier: Classifier, data: LabelledData, *, normalize: NormalizeConfig, world: World, num_threads: int, skipped: SkippedImages
 ) -> dict[str, float]:
-    """`val_accuracy` in [0, 1] of `module`'s logits over the readable validation images, each seen once, centre-cropped.
+    """`val_accuracy` in [0, 1] of `classifier` over the readable validation images, each seen once, centre-cropped.
 
-    `skipped` gets the unreadable ones that this worker met.
+    All workers call it, and all get the same; the classifier is left in eval mode. `skipped` gets the unreadable images that this worker
+    met. Raises DataError where none can be read.
     """
-    counts = torch.zeros(2, dtype=torch.float64, device=world.device)
-    batches = measured_batches(
+    tally = Tally(list(data.classes), world.device)
+    labels_N = torch.tensor([data.validation_source.labels[member] for member in data.validation], device=world.device)
+    classifier.eval()
+    for places_B, scores_BK in measured_rounds(
+        classifier,
         data.validation_source,
-        data.validation[world.rank :: world.size],
-        size=module.encoder.model.image_size,  # type: ignore[union-attr, arg-type]
-        batch_size=_BATCH,
+        data.validation,
+        model=classifier.encoder.model,
+        normalize=normalize,
+        world=world,
         num_threads=num_threads,
         skipped=skipped,
-    )
-    for batch in batches:
-        with autocast(world.device):
-            logits = module(normalise(batch.pixels_BHWC.to(world.device), normalize))
-        hits = (logits.argmax(dim=1) == batch.labels_B.to(world.device)).sum()
-        counts += torch.stack([hits, torch.tensor(len(batch.labels_B), device=world.device)])
-    hits_, seen = world.sum(counts).tolist()
-    if not seen:
-        raise DataError("data: no validation image can be read")
-    return {"val_accuracy": hits_ / seen}
+    ):
+        tally.add(scores_BK, labels_N[places_B])
+    return {"val_accuracy": tally.report(world).top1}
+
+
+class EvaluateRun(Run):
+    """A fine-tuned model measured by its head; an encoder without one, or random weights, by k-NN. Its result is the report.
+
+    Raises DataError, EncoderError or SpecError.
+    """
+
+    def __init__(self, spec: EvaluateSpec, *, world: World, encoder_folder: Path | None) -> None:
+        self._spec = spec
+        self._world = world
+        self._skipped = SkippedImages()
+        self.metrics = {}
+        self._scorer: Scorer
+        if encoder_folder is not None and has_head(encoder_folder):
+            self._scorer = HeadScorer(spec, world=world, skipped=self._skipped, folder=encoder_folder)
+        else:
+            self._scorer = KnnScorer(spec, world=world, skipped=self._skipped, encoder_folder=encoder_folder)
+        self.model, self.normalize = self._scorer.model, self._scorer.normalize
+
+    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
+        tally, num_rounds = Tally(self._scorer.classes, self._world.device), self._scorer.num_rounds
+        for done, scored in enumerate(self._scorer.rounds(), start=1):
+            if scored is not None:
+                tally.add(*scored)
+            skipped, stop = newly_skipped(self._skipped, self._world), stop_agreed(wants_stop, self._world)
+            yield Progress(done, num_rounds, done / num_rounds, skipped=skipped, stop_agreed=stop)
+            if stop:
+                return
+        self._report = tally.report(self._world)
+        self._num_unreadable = self._scorer.num_images - self._report.num_images
+        limit = self._spec.data.max_corrupt_fraction
+        check_skipped(self._num_unreadable, of=self._scorer.num_images, max_fraction=limit, example="see the images_skipped events")
+        self.metrics |= self._report.metrics()
+        yield Progress(num_rounds, num_rounds, 1.0, evaluated=self._report.metrics())
+
+    def write_result(self, folder: Path) -> None:
+        data = self._spec.data.model_dump(mode="json", include={"source", "validation", "validation_fraction"})
+        self._report.write(folder, **self._scorer.settings(), data=data, num_unreadable=self._num_unreadable)
