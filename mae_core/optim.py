@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mae_core.classifier import Classifier
-from mae_core.options import FinetuneOptim, PretrainOptim
+from mae_core.options import FinetuneOptim, PretrainOptim, ProbeOptim
 
 _NO_DECAY_WHEN_FINETUNING = ("encoder.pos_embed", "encoder.cls_token")
 
@@ -31,10 +32,15 @@ def pretrain_optimizer(module: nn.Module, optim: PretrainOptim) -> torch.optim.A
 
 
 def finetune_optimizer(classifier: Classifier, optim: FinetuneOptim) -> torch.optim.AdamW:
-    """AdamW with layer-wise learning rates: full for the head, `layer_decay` of it a layer further down, and so on (Table 9)."""
+    """AdamW with layer-wise learning rates: full for the head, `layer_decay` of it a layer further down, and so on (Table 9).
+
+    Frozen parameters are left out.
+    """
     depth = classifier.encoder.model.depth
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in classifier.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decays = parameter.dim() > 1 and name not in _NO_DECAY_WHEN_FINETUNING
         groups.setdefault((_layer(name, depth), decays), []).append(parameter)
     return torch.optim.AdamW(
@@ -50,6 +56,67 @@ def finetune_optimizer(classifier: Classifier, optim: FinetuneOptim) -> torch.op
         betas=optim.betas,
         fused=True,
     )
+
+
+class Lars(torch.optim.Optimizer):
+    """LARS (You et al. 2017), as MoCo v3 and the authors of MAE have it.
+
+    The step of each weight is scaled by trust_coefficient * |weight| / |gradient with decay| before it enters the momentum; the learning
+    rate is multiplied behind it. Vectors neither decay nor are scaled. As torch's fused optimisers, it changes nothing in a step where
+    the attribute `found_inf` is a tensor of 1.0, and never waits for the device.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        update = gradient
+        if parameter.dim() > 1:
+            update = update + group["weight_decay"] * parameter
+            norm, update_norm = parameter.norm(), update.norm()
+            ratio = group["trust_coefficient"] * norm / update_norm
+            update = update * torch.where((norm > 0) & (update_norm > 0), ratio, 1.0)
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = group["momentum"] * state["momentum_buffer"] + update
+        changed = parameter - group["lr"] * buffer
+        if self.found_inf is not None:
+            is_dropped = self.found_inf > 0
+            buffer = torch.where(is_dropped, state["momentum_buffer"], buffer)
+            changed = torch.where(is_dropped, parameter, changed)
+        state["momentum_buffer"].copy_(buffer)
+        parameter.copy_(changed)
+
+
+def probe_optimizer(parameters: Iterable[nn.Parameter], optim: ProbeOptim) -> torch.optim.Optimizer:
+    """LARS or SGD with momentum, for a linear probe (Table 10)."""
+    if optim.optimizer == "lars":
+        return Lars(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    sgd = torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
+    if optim.momentum:
+        for group in sgd.param_groups:
+            for parameter in group["params"]:  # torch makes them in the first step, of whatever memory holds where that is dropped
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _layer(name: str, depth: int) -> int:
