@@ -152,6 +152,10 @@ class EncoderRun(RunConfig):
             raise ValueError("model: needed with encoder {init: random}, as there is no encoder to take it from")
         if self.model is not None:
             self._check_data(self.model)
+        if self.data.normalize == "auto" and not (isinstance(self, FinetuneSpec) and self.encoder.init is not None):
+            raise ValueError(
+                "data.normalize auto: statistics are measured when an encoder is first trained, and stored with it; leave it out"
+            )
 
     def _check_held_back(self) -> None:
         if self.data.validation is None and not self.data.validation_fraction:

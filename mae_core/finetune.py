@@ -10,12 +10,18 @@ from mae_core.classifier import Classifier
 from mae_core.config import FinetuneSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
 from mae_core.data.source import LabelledData
+from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.evaluate import accuracy
 from mae_core.export import write_classifier
-from mae_core.loop import Progress, Training, WantsStop, check_skipped
+from mae_core.loop import CanSave, Progress, Training, WantsStop, always, check_skipped
+from mae_core.mixing import erase, mix_batch, mix_plan
 from mae_core.optim import finetune_optimizer
+from mae_core.options import NormalizeConfig
+from mae_core.parallel import load_whole, shard
+from mae_core.randomness import Stream, uniform
 from mae_core.run import TrainedRun, seeded, starting_encoder, training_loader
+from mae_core.vit import Encoder, drop_path_scale
 from mae_core.world import World
 
 
@@ -26,13 +32,17 @@ class FinetuneRun(TrainedRun):
         self._spec: FinetuneSpec = spec
         self._world = world
         self.metrics = {}
-        encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
+        encoder, normalize = starting_encoder(spec, encoder_folder, spec.seed)
+        encoder.activation_checkpointing = spec.parallel.activation_checkpointing
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._open_normalize(normalize, auto=self._channel_statistics if spec.data.normalize == "auto" else None)
         self._unreadable, self._num_unreadable = SkippedImages(), 0  # of the validation images
-        self._classifier = Classifier(encoder, num_classes=len(self._data.classes), pooling=spec.pooling, generator=seeded(spec.seed)).to(
-            world.device
-        )
+        self._whole = self._classifier = self._new_classifier(encoder).to(world.device)
+        if spec.trainable_blocks is not None:
+            self._classifier.train_last(spec.trainable_blocks)
+        if spec.parallel.strategy == "fsdp":
+            shard(self._classifier, world)
         self.training = Training(
             module=self._classifier,
             optimizer=finetune_optimizer(self._classifier, spec.optim),
@@ -41,31 +51,61 @@ class FinetuneRun(TrainedRun):
             loss=self._loss,
             world=world,
             max_skipped=spec.data.max_corrupt_fraction,
+            max_dropped=spec.optim.max_dropped_steps,
             save_every=spec.checkpoint.every_steps,
         )
 
-    def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
-        device = self._world.device
-        images = normalise(micro.batch.pixels_BHWC.to(device, non_blocking=True), self.normalize)
-        labels = micro.batch.labels_B.to(device, non_blocking=True)
-        return F.cross_entropy(replica(images), labels, label_smoothing=self._spec.optim.label_smoothing)
+    def _new_classifier(self, encoder: Encoder) -> Classifier:
+        num_classes = len(self._data.classes)
+        return Classifier(encoder, num_classes=num_classes, pooling=self._spec.pooling, generator=seeded(self._spec.seed))
 
-    def progress(self, wants_stop: WantsStop) -> Iterator[Progress]:
-        every = (self._spec.evaluate_every_epochs or self._spec.optim.epochs) * self.training.loader.steps_per_epoch
-        for progress in self.training.steps(wants_stop):
+    def _channel_statistics(self) -> NormalizeConfig:
+        return channel_statistics(
+            self._data.train_source,
+            self._data.train,
+            in_chans=self.model.in_chans,
+            world=self._world,
+            num_threads=self._spec.resources.cpus_per_worker,
+            skipped=self.training.loader.skipped,
+        )
+
+    def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
+        """Cross-entropy of images that are erased and mixed, under stochastic depth (paper, Table 9)."""
+        device, spec, drawn = self._world.device, self._spec, {"seed": self._spec.seed, "epoch": micro.epoch}
+        images = normalise(micro.batch.pixels_BHWC.to(device, non_blocking=True), self.normalize)
+        images = erase(images, micro.batch.samples_B, **drawn, probability=spec.data.transform.erase_probability)
+        labels = micro.batch.labels_B.to(device, non_blocking=True)
+        smoothing = spec.optim.label_smoothing
+        scale = None
+        if spec.optim.drop_path:
+            samples = micro.batch.samples_B.to(device, non_blocking=True)
+            numbers = uniform(**drawn, stream=Stream.DROP_PATH, samples=samples, count=2 * self.model.depth)
+            scale = drop_path_scale(numbers, spec.optim.drop_path)
+        if not spec.mix.is_on:
+            return F.cross_entropy(replica(images, scale), labels, label_smoothing=smoothing)
+        plan = mix_plan(micro.batch.samples_B, **drawn, mix=spec.mix, size=self.model.image_size)
+        images, targets = mix_batch(images, labels, plan, num_classes=len(self._data.classes), smoothing=smoothing)
+        return F.cross_entropy(replica(images, scale), targets)
+
+    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
+        self._settle_normalize()
+        training = self.training
+        every = (self._spec.evaluate_every_epochs or self._spec.optim.epochs) * training.loader.steps_per_epoch
+        if training.step and training.step % every == 0:  # it was saved there, and may have died before it was evaluated
+            yield self._evaluate()
+        for progress in training.steps(wants_stop, can_save):
             self._keep_last(progress)
             yield progress
             if progress.stop_agreed:
                 return
             if progress.step % every == 0 or progress.step == progress.num_steps:
-                yield self._evaluate(progress.epoch)
-                self._classifier.train()
-        if "val_accuracy" not in self.metrics:  # resumed from the state saved at the very last step
-            yield self._evaluate(float(self._spec.optim.epochs))
+                yield self._evaluate()
+        if self._spec.parallel.strategy == "fsdp":
+            self._whole = self._new_classifier(Encoder(self.model))
+            load_whole(self._whole, self._classifier)
 
-    def _evaluate(self, epoch: float) -> Progress:
+    def _evaluate(self) -> Progress:
         """Raises DataError when too many validation images are unreadable, on all workers."""
-        self._classifier.eval()
         evaluated = accuracy(
             self._classifier,
             self._data,
@@ -74,6 +114,7 @@ class FinetuneRun(TrainedRun):
             num_threads=self._spec.resources.cpus_per_worker,
             skipped=self._unreadable,
         )
+        self._classifier.train()
         new = {key: why for worker in self._world.gather(self._unreadable.take_new()) for key, why in worker.items()}
         self._num_unreadable += len(new)
         check_skipped(
@@ -83,7 +124,9 @@ class FinetuneRun(TrainedRun):
             example=next(iter(new.values()), ""),
         )
         self.metrics |= evaluated
-        return Progress(self.training.step, self.training.num_steps, epoch, skipped=new, evaluated=evaluated)
+        training = self.training
+        epoch = training.step / training.loader.steps_per_epoch
+        return Progress(training.step, training.num_steps, epoch, skipped=new, evaluated=evaluated)
 
     def write_result(self, folder: Path) -> None:
-        write_classifier(self._classifier, folder, classes=list(self._data.classes), normalize=self.normalize)
+        write_classifier(self._whole, folder, classes=list(self._data.classes), normalize=self.normalize)

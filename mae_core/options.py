@@ -237,9 +237,8 @@ class DataConfig(Strict):
         return self
 
     def normalize_for(self, in_chans: int) -> NormalizeConfig:
-        """The given statistics; else ImageNet's for three channels and (x - 0.5) / 0.5 for any other number."""
-        assert self.normalize != "auto", "measured by whoever has the images"
-        if self.normalize is not None:
+        """The given statistics; else (and until `auto` is measured) ImageNet's for three channels, (x - 0.5) / 0.5 for any other number."""
+        if isinstance(self.normalize, NormalizeConfig):
             return self.normalize
         if in_chans == 3:
             return NormalizeConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -6,21 +6,26 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mae_core.config import PretrainSpec
-from mae_core.data.loader import MicroBatch
-from mae_core.data.source import open_source, split
+from mae_core.data.loader import MicroBatch, SkippedImages
+from mae_core.data.source import LabelledData, open_source, split
+from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
 from mae_core.export import write_encoder
-from mae_core.loop import Progress, Training, WantsStop
+from mae_core.loop import CanSave, Progress, Training, WantsStop, always
 from mae_core.mae import MaskedAutoencoder
+from mae_core.online import online_evaluation
 from mae_core.optim import pretrain_optimizer
+from mae_core.options import NormalizeConfig
+from mae_core.parallel import load_whole, shard
 from mae_core.randomness import Stream, uniform
-from mae_core.reconstruct import reconstruction_grid
+from mae_core.reconstruct import reconstructions_of
 from mae_core.run import TrainedRun, seeded, training_loader
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 
 _NUM_SHOWN = 8  # images in a picture of reconstructions
+_EVALUATIONS = 10  # in a run that says nothing of them
 
 
 class PretrainRun(TrainedRun):
@@ -30,45 +35,96 @@ class PretrainRun(TrainedRun):
         self._spec: PretrainSpec = spec
         self._world = world
         self.model, self.metrics = spec.model, {}
-        self.normalize = spec.data.normalize_for(spec.model.in_chans)
         self._source = open_source(spec.data.source, in_chans=spec.model.in_chans)
         members, held_back = split(self._source, spec.data.validation_fraction)
         if not members:
             raise DataError(f"data.validation_fraction {spec.data.validation_fraction:g} leaves no image to train on; lower it")
         choice = held_back or members
         self._shown = choice[:: max(len(choice) // _NUM_SHOWN, 1)][:_NUM_SHOWN]  # spread over the classes
-        self._mae = MaskedAutoencoder(Encoder(spec.model), masking=spec.masking, decoder=spec.decoder, target=spec.target)
+        labelled = spec.evaluation.labelled
+        self._labelled = LabelledData(labelled, in_chans=spec.model.in_chans) if labelled is not None else None
+        self._encoder = encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
+        self._mae = MaskedAutoencoder(encoder, masking=spec.masking, decoder=spec.decoder, target=spec.target)
         initialise(self._mae, seeded(spec.seed))
         self._mae.to(world.device)
+        if spec.parallel.strategy == "fsdp":
+            shard(self._mae, world)
+        loader = training_loader(spec, self._source, members, spec.model, world, views=spec.masking.num_masks)
+        self._open_normalize(
+            spec.data.normalize_for(spec.model.in_chans), auto=self._channel_statistics if spec.data.normalize == "auto" else None
+        )
         self.training = Training(
             module=self._mae,
             optimizer=pretrain_optimizer(self._mae, spec.optim),
-            loader=training_loader(spec, self._source, members, spec.model, world),
+            loader=loader,
             optim=spec.optim,
             loss=self._loss,
             world=world,
             max_skipped=spec.data.max_corrupt_fraction,
+            max_dropped=spec.optim.max_dropped_steps,
             save_every=spec.checkpoint.every_steps,
+        )
+        self._evaluate_every = (spec.evaluation.every_epochs or max(spec.optim.epochs // _EVALUATIONS, 1)) * loader.steps_per_epoch
+
+    def _channel_statistics(self) -> NormalizeConfig:
+        loader = self.training.loader
+        return channel_statistics(
+            self._source,
+            loader.members,
+            in_chans=self.model.in_chans,
+            world=self._world,
+            num_threads=loader.num_threads,
+            skipped=loader.skipped,
         )
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
         device = self._world.device
         images = normalise(micro.batch.pixels_BHWC.to(device, non_blocking=True), self.normalize)
         samples = micro.batch.samples_B.to(device, non_blocking=True)
-        noise = uniform(seed=self._spec.seed, epoch=micro.epoch, stream=Stream.MASK, samples=samples, count=self.model.num_patches)
-        loss: Tensor = replica(images, noise).loss
+        numbers = uniform(seed=self._spec.seed, epoch=micro.epoch, stream=Stream.MASK, samples=samples, count=self._mae.num_numbers)
+        loss: Tensor = replica(images, numbers).loss
         return loss
 
-    def progress(self, wants_stop: WantsStop) -> Iterator[Progress]:
-        for progress in self.training.steps(wants_stop):
+    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
+        self._settle_normalize()
+        training = self.training
+        if training.step and training.step % self._evaluate_every == 0:  # it was saved there, and may have died before it was evaluated
+            yield self._evaluate()
+        for progress in training.steps(wants_stop, can_save):
             self._keep_last(progress)
             yield progress
+            if progress.stop_agreed:
+                return
+            if progress.step % self._evaluate_every == 0 or progress.step == progress.num_steps:
+                yield self._evaluate()
+        if self._spec.parallel.strategy == "fsdp":
+            self._encoder = Encoder(self.model)
+            load_whole(self._encoder, self._mae.encoder)
+
+    def _evaluate(self) -> Progress:
+        """Reconstructions of the same images and, with labels, what a k-NN classifier and a linear probe read from the encoder now."""
+        training, spec = self.training, self._spec
+        pictures = reconstructions_of(self._mae, self._source, self._shown, normalize=self.normalize, seed=spec.seed)
+        unreadable = SkippedImages()
+        evaluated = (
+            online_evaluation(
+                self._mae.encoder,
+                self._labelled,
+                config=spec.evaluation,
+                normalize=self.normalize,
+                seed=spec.seed,
+                world=self._world,
+                num_threads=spec.resources.cpus_per_worker,
+                skipped=unreadable,
+            )
+            if self._labelled is not None
+            else {}
+        )
+        self._mae.train()
+        self.metrics |= evaluated
+        epoch = training.step / training.loader.steps_per_epoch
+        skipped = {key: why for told in self._world.gather(unreadable.take_new()) for key, why in told.items()}
+        return Progress(training.step, training.num_steps, epoch, skipped=skipped, evaluated=evaluated, reconstructions=pictures)
 
     def write_result(self, folder: Path) -> None:
-        write_encoder(self._mae.encoder, folder, normalize=self.normalize)
-
-    def write_reconstructions(self, path: Path) -> bool:
-        picture = reconstruction_grid(self._mae, self._source, self._shown, normalize=self.normalize, seed=self._spec.seed)
-        if picture is not None:
-            picture.save(path)
-        return picture is not None
+        write_encoder(self._encoder, folder, normalize=self.normalize)

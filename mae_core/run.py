@@ -3,20 +3,21 @@
 A run yields `Progress`, can hand out and take up its training state, and at its end writes its result into a folder.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from mae_core.config import FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
 from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
 from mae_core.errors import SpecError
 from mae_core.export import load_encoder
-from mae_core.loop import Progress, Training, WantsStop, load_training_state, training_state
+from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
@@ -33,16 +34,12 @@ class Run(ABC):
 
     resumes = False  # whether the kind has a training state; a probe is short enough to start over
 
-    def is_save_due(self, progress: Progress) -> bool:
-        """Whether the training state should be saved after this step."""
-        return False
-
     @abstractmethod
-    def progress(self, wants_stop: WantsStop) -> Iterator[Progress]:
-        """Does the work, yielding as it goes; the same on all workers."""
+    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
+        """Does the work, yielding as it goes; the same on all workers. `can_save`: whether this worker could save a training state now."""
 
     def training_state(self) -> dict[str, Tensor]:
-        """What resuming needs."""
+        """What resuming needs: named tensors, the run's own and not copies."""
         raise NotImplementedError
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
@@ -53,43 +50,54 @@ class Run(ABC):
     def write_result(self, folder: Path) -> None:
         """Writes what the run is for into an empty folder."""
 
-    def write_reconstructions(self, path: Path) -> bool:
-        """Writes a picture of reconstructions as PNG; False where there is none to make."""
-        return False
-
 
 class TrainedRun(Run):
     """What pretraining and fine-tuning share: a training with a state."""
 
     training: Training
     _spec: PretrainSpec | FinetuneSpec
+    _measure: Callable[[], NormalizeConfig] | None = None
 
     resumes = True
 
-    def is_save_due(self, progress: Progress) -> bool:
-        return progress.step % self._spec.checkpoint.every_steps == 0 and progress.step < progress.num_steps and not progress.evaluated
-
     def training_state(self) -> dict[str, Tensor]:
-        return training_state(self.training)
+        return training_state(self.training) | {"normalize": self._statistics()}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        load_training_state(self.training, state)
+        load_training_state(self.training, {name: tensor for name, tensor in state.items() if name != "normalize"})
+        mean, std = state["normalize"].tolist()
+        if min(std) > 0:
+            self.normalize, self._measure = NormalizeConfig(mean=tuple(mean), std=tuple(std)), None
+
+    def _open_normalize(self, normalize: NormalizeConfig, *, auto: Callable[[], NormalizeConfig] | None) -> None:
+        """`auto` measures the statistics, when the run begins: a resumed one finds them in its state."""
+        self.normalize, self._measure = normalize, auto
+
+    def _settle_normalize(self) -> None:
+        if self._measure is not None:
+            self.normalize, self._measure = self._measure(), None
+
+    def _statistics(self) -> Tensor:
+        """float64 (2, channels): mean and deviation; zeros until they are measured."""
+        known = torch.tensor([self.normalize.mean, self.normalize.std], dtype=torch.float64)
+        return known if self._measure is None else torch.zeros_like(known)
 
     def _keep_last(self, progress: Progress) -> None:
-        if progress.points:
-            self.metrics |= {"loss": progress.points[-1][1]["loss"]}
+        finite = [values["loss"] for _, values in progress.points if math.isfinite(values["loss"])]
+        self.metrics |= {"loss": finite[-1]} if finite else {}
 
 
 def training_loader(
-    spec: PretrainSpec | FinetuneSpec, source: ImageSource, members: list[int], model: ModelConfig, world: World
+    spec: PretrainSpec | FinetuneSpec, source: ImageSource, members: list[int], model: ModelConfig, world: World, *, views: int = 1
 ) -> TrainLoader:
+    """The loader of a run that makes `views` images of a batch out of each decoded one."""
     return TrainLoader(
         source=source,
         members=members,
         model=model,
         transform=spec.data.transform,
         seed=spec.seed,
-        batch_size=spec.optim.batch_size,
+        batch_size=spec.optim.batch_size // views,
         accumulation=spec.optim.accumulation,
         world=world,
         num_threads=spec.resources.cpus_per_worker,
@@ -101,7 +109,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def starting_encoder(spec: ProbeSpec | FinetuneSpec, folder: Path | None, seed: int) -> tuple[Encoder, NormalizeConfig]:
+def starting_encoder(spec: ProbeSpec | FinetuneSpec | EvaluateSpec, folder: Path | None, seed: int) -> tuple[Encoder, NormalizeConfig]:
     """The encoder a probe or fine-tune starts from, and the normalisation of its images (the encoder's, unless the spec gives one)."""
     if folder is not None:
         encoder, normalize = load_encoder(folder, wanted=spec.model)

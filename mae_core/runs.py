@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from mae_core.config import FinetuneSpec, PretrainSpec, ProbeSpec, Spec
-from mae_core.errors import SpecError
+from mae_core.config import EvaluateSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.evaluate import EvaluateRun
 from mae_core.finetune import FinetuneRun
 from mae_core.pretrain import PretrainRun
 from mae_core.probe import ProbeRun
@@ -23,6 +23,6 @@ def open_run(spec: Spec, *, world: World, encoder_folder: Path | None) -> Run:
         return PretrainRun(spec, world=world)
     if isinstance(spec, ProbeSpec):
         return ProbeRun(spec, world=world, encoder_folder=encoder_folder)
-    if isinstance(spec, FinetuneSpec):
-        return FinetuneRun(spec, world=world, encoder_folder=encoder_folder)
-    raise SpecError("kind evaluate is not there yet")
+    if isinstance(spec, EvaluateSpec):
+        return EvaluateRun(spec, world=world, encoder_folder=encoder_folder)
+    return FinetuneRun(spec, world=world, encoder_folder=encoder_folder)

@@ -31,3 +31,9 @@ class World:
         gathered: list[T | None] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered  # type: ignore[return-value]
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device has it, else float32. Never float16: its range makes ViT-H's attention overflow."""
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

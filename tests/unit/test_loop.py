@@ -41,6 +41,8 @@ def training(
     broken: Sequence[int] = (),
     max_skipped: float = 1.0,
     module: nn.Module | None = None,
+    max_dropped: int = 2,
+    save_every: int = 1000,
     **optim: Any,
 ) -> Training:
     config = PretrainOptim(**({"epochs": EPOCHS, "batch_size": 4, "base_lr": 0.5, "warmup_epochs": 1} | optim))
@@ -57,9 +59,17 @@ def training(
         num_threads=1,
         skipped=SkippedImages(),
     )
-    optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "lr_scale": 1.0}], lr=0.1)
+    optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "lr_scale": 1.0}], lr=0.1, fused=True)
     return Training(
-        module=module, optimizer=optimizer, loader=loader, optim=config, loss=loss, world=World(), max_skipped=max_skipped, save_every=1000
+        module=module,
+        optimizer=optimizer,
+        loader=loader,
+        optim=config,
+        loss=loss,
+        world=World(),
+        max_skipped=max_skipped,
+        max_dropped=max_dropped,
+        save_every=save_every,
     )
 
 
@@ -86,7 +96,7 @@ def test_each_step_is_told_with_its_loss_and_rate() -> None:
     assert expected[0] == 0
     assert expected[3] == lr
     for values in points.values():
-        assert values.keys() == {"loss", "lr", "images_per_second", "data_wait"}
+        assert values.keys() == {"loss", "lr", "grad_norm", "images_per_second", "data_wait"}
         assert values["images_per_second"] > 0
         assert 0 <= values["data_wait"] <= 1
 
@@ -109,19 +119,122 @@ def test_accumulating_changes_nothing_but_rounding() -> None:
     torch.testing.assert_close(once.module.weight, thrice.module.weight, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_its_step(value: float) -> None:
+def spoilt(steps: Sequence[int], value: float) -> Callable[[nn.Module, MicroBatch], Tensor]:
+    """A loss that is `value` in some steps, counted from 1."""
     count = 0
 
     def loss(module: nn.Module, micro: MicroBatch) -> Tensor:
         nonlocal count
         count += 1
-        return brightness_loss(module, micro) * (value if count == 5 else 1.0)
+        return brightness_loss(module, micro) * (value if count in steps else 1.0)
 
-    run = training(loss=loss)
-    with pytest.raises(DivergedError, match=rf"the loss of step 5 is {value}; lower optim\.base_lr or lengthen optim\.warmup_epochs"):
-        taken(run)
-    assert run.step == 5
+    return loss
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(value: float) -> None:
+    run = training(loss=spoilt([5], value))
+    seen: list[Progress] = []
+    weights, counts = [], []
+    for progress in run.steps(lambda: False):
+        seen.append(progress)
+        weights.append(run.module.weight.detach().clone())  # type: ignore[union-attr, operator]
+        counts.append(int(training_state(run)["optimizer.weight.step"]))
+    assert torch.equal(weights[4], weights[3])
+    assert not torch.equal(weights[5], weights[4])
+    assert counts == [1, 2, 3, 4, 4, 5, 6, 7, 8]
+    [dropped] = [dropped for each in seen for dropped in each.dropped]
+    assert (dropped.step, dropped.rank, len(dropped.images)) == (5, 0, 4)
+    assert all(image.startswith("picture-") for image in dropped.images)
+    assert not math.isfinite(points_of(seen)[5]["loss"])
+    assert math.isfinite(points_of(seen)[6]["loss"])
+
+
+def test_a_loss_that_is_not_finite_drops_the_step_though_its_gradient_is() -> None:
+    class Bounded(torch.autograd.Function):
+        """inf forwards, the gradient of x backwards."""
+
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            return x * math.inf
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:
+            return gradient
+
+    run = training(loss=lambda module, micro: Bounded.apply(brightness_loss(module, micro)), max_dropped=100)
+    before = run.module.weight.detach().clone()  # type: ignore[union-attr, operator]
+    assert sum(len(each.dropped) for each in taken(run)) == 9
+    assert torch.equal(run.module.weight, before)  # type: ignore[arg-type]
+
+
+def test_a_gradient_that_overflows_is_dropped_without_a_rank_to_blame() -> None:
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            return x
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:
+            return gradient * math.inf
+
+    dropped = taken(training(loss=lambda module, micro: Overflow.apply(brightness_loss(module, micro)), max_dropped=100))[0].dropped[0]
+    assert dropped.rank is None
+    assert math.isfinite(dropped.loss)
+    assert "whose losses are finite on every rank" in str(dropped)
+
+
+def test_too_many_in_a_row_end_the_run_with_step_rank_and_images() -> None:
+    run = training(loss=spoilt([4, 5, 6], math.nan))
+    seen = []
+    with pytest.raises(DivergedError) as caught:
+        seen += run.steps(lambda: False)
+    said = str(caught.value)
+    assert said.startswith("3 step(s) in a row had no finite loss or gradient, more than optim.max_dropped_steps 2 allows")
+    assert "the first: step 4 (loss nan, gradient norm nan), of rank 0, images picture-" in said
+    assert run.step == 6
+
+
+def test_steps_dropped_apart_from_each_other_do_not_end_the_run() -> None:
+    assert len(taken(training(loss=spoilt([1, 2, 4, 5, 7, 8], math.nan)))) == 9
+
+
+def test_dropped_steps_are_named_between_exchanges_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mae_core.loop._STEPS_PER_EXCHANGE", {"cpu": 4})
+    seen = taken(training(loss=spoilt([3, 7], math.nan)))
+    assert [[dropped.step for dropped in each.dropped] for each in seen] == [[], [], [], [], [3], [], [], [], [7]]
+
+
+def test_a_state_is_saved_when_it_is_due() -> None:
+    assert [each.step for each in taken(training(save_every=4)) if each.save_agreed] == [4, 8]
+    assert [each.step for each in taken(training(save_every=3)) if each.save_agreed] == [3, 6]  # behind step 9 comes the result
+
+
+def test_a_save_waits_until_the_last_one_is_done() -> None:
+    run = training(save_every=2)
+    seen = list(run.steps(lambda: False, lambda: run.step not in (4, 5, 6)))
+    assert [each.step for each in seen if each.save_agreed] == [2, 7, 8]
+
+
+def test_no_state_is_saved_among_dropped_steps() -> None:
+    seen = taken(training(save_every=4, loss=spoilt([4, 5], math.nan)))
+    assert [each.step for each in seen if each.save_agreed] == [6, 8]
+
+
+def test_nothing_waits_behind_a_saved_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mae_core.loop._STEPS_PER_EXCHANGE", {"cpu": 100})
+    told = [[step for step, _ in each.points] for each in taken(training(save_every=4))]
+    assert told == [[1], [], [], [2, 3, 4], [], [], [], [5, 6, 7, 8], [9]]
+
+
+def test_the_gradient_norm_is_that_of_the_whole_batch() -> None:
+    norms = [values["grad_norm"] for values in points_of(taken(training())).values()]
+    again = [values["grad_norm"] for values in points_of(taken(training(accumulation=2))).values()]
+    assert norms == pytest.approx(again, rel=1e-5)
+    run = training()
+    batch = next(run.loader.from_step(0, 1))
+    brightness_loss(run.module, batch).backward()
+    assert norms[0] == pytest.approx(run.module.weight.grad.norm().item(), rel=1e-6)  # type: ignore[union-attr]
 
 
 def test_unreadable_images_are_told_once() -> None:
@@ -164,18 +277,26 @@ def test_losses_do_not_depend_on_how_often_they_are_fetched(monkeypatch: pytest.
     assert [values["loss"] for values in points_of(taken(training())).values()] == every
 
 
-def test_the_state_is_a_copy() -> None:
+def test_the_state_is_the_trainings_own() -> None:
     run = training()
     steps = run.steps(lambda: False)
     next(steps)
     next(steps)
     state = training_state(run)
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    for _ in steps:
-        pass
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
     assert set(state) == {"step", "module.weight", "optimizer.weight.step", "optimizer.weight.exp_avg", "optimizer.weight.exp_avg_sq"}
     assert int(state["step"]) == 2
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    next(steps)
+    assert {name for name in state if not torch.equal(state[name], before[name])} == set(state) - {"step"}
+
+
+def test_a_state_has_the_same_tensors_at_any_time() -> None:
+    run = training()
+    before = {name: (tensor.shape, tensor.dtype) for name, tensor in training_state(run).items()}
+    weights = run.module.weight.detach().clone()  # type: ignore[union-attr, operator]
+    assert torch.equal(weights, Brightness().weight)
+    taken(run)
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in training_state(run).items()} == before
 
 
 def test_a_state_before_the_first_step() -> None:
@@ -191,6 +312,6 @@ def test_a_state_of_another_model_is_refused_whole() -> None:
             self.bias = nn.Parameter(torch.zeros(1))
 
     run = training(module=Other())
-    with pytest.raises(EncoderError, match="the training state does not fit: bias is missing"):
+    with pytest.raises(EncoderError, match="the training state does not fit: module.bias is missing"):
         load_training_state(run, training_state(training()))
     assert run.step == 0

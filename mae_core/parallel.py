@@ -1,0 +1,61 @@
+"""How a module is spread over the workers: copied whole (DDP) or in shards (FSDP2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mae_core.vit import Block, Encoder
+from mae_core.world import World
+
+
+def shard(module: nn.Module, world: World) -> None:
+    """Shards the parameters of `module` over all workers, in place (FSDP2): each block by itself, then the encoder's rest, then what is
+    left. To be called before the optimiser is made. One worker keeps all."""
+    if world.size == 1:
+        return
+    for part in module.modules():
+        if isinstance(part, Block):
+            fully_shard(part)
+    encoder = cast(Encoder, module.encoder)
+    fully_shard(encoder)
+    register_fsdp_forward_method(encoder, "encode")
+    fully_shard(module)
+
+
+def replicate(module: nn.Module, world: World) -> nn.Module:
+    """What a step calls in place of `module`: DDP around it, or the module itself where it is sharded or alone."""
+    if world.size == 1 or isinstance(module, FSDPModule):
+        return module
+    return DistributedDataParallel(module)
+
+
+@contextmanager
+def synchronised(replica: nn.Module, is_last: bool) -> Iterator[None]:
+    """Gradients are exchanged between the workers by the last micro-batch of a step alone."""
+    if isinstance(replica, FSDPModule):
+        replica.set_requires_gradient_sync(is_last)
+        yield
+    elif isinstance(replica, DistributedDataParallel) and not is_last:
+        with replica.no_sync():
+            yield
+    else:
+        yield
+
+
+def grad_norm(module: nn.Module) -> Tensor:
+    """The norm of all gradients of a step, a scalar on the device, the same on all workers."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def load_whole(into: nn.Module, module: nn.Module) -> None:
+    """Gives `into`, a module of plain tensors, the weights of `module`, which is sharded. To be called by all workers."""
+    whole = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in module.state_dict().items()}
+    into.load_state_dict(whole)
