@@ -7,11 +7,12 @@ and a sharded one into whole tensors and the other way round. Nothing here reads
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ from mae_core.errors import EncoderError
 from mae_core.export import check_tensors
 from mae_core.world import World
 
+T = TypeVar("T")
 State = dict[str, Tensor]
 Group = dist.ProcessGroup | None  # None: one worker alone
 
@@ -43,6 +45,35 @@ _FILE = "state-{rank:05d}.safetensors"
 def saving_group(world: World, *, timeout: timedelta) -> Group:
     """The group in which states are saved beside the training, whose own collectives go on meanwhile. Made by all workers at once."""
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout)) if world.size > 1 else None
+
+
+class SavesBeside:
+    """Saves states in a thread, one at a time: the training waits until a state is staged, never for a disk or the network.
+
+    `write(step, staged)` runs in the thread and raises nothing. Where it is collective, all workers begin a save together, and only when
+    none of them is busy with the last one: the training's exchange agrees on that by `is_ready`.
+    """
+
+    def __init__(self, world: World, write: Callable[[int, State], None]) -> None:
+        self._stager = Stager(world)
+        self._write = write
+        self._thread: threading.Thread | None = None
+
+    def is_ready(self) -> bool:
+        """Whether no save is under way here."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def save(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Begins to save `state`, which may change as soon as this returns."""
+        assert self.is_ready(), "its buffers are being written"
+        staged = self._stager.stage(state)
+        self._thread = threading.Thread(target=self._write, args=(step, staged), name="saver", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Waits up to `seconds` (None: as long as it takes) for a save that is under way."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
 
 class Stager:
@@ -102,7 +133,7 @@ def read_state(into: State, folder: Path, group: Group) -> None:
     Raises EncoderError, on all workers at once, where a file is damaged or missing, or tensors differ in name, shape or type.
     """
     where = f"the training state in {folder}"
-    faults = [fault for fault in _gather(_fault(into, folder, where=where), group) if fault]
+    faults = [fault for fault in gather(_fault(into, folder, where=where), group) if fault]
     if faults:
         raise EncoderError(faults[0])
     with _told_to_all(EncoderError, f"{where} cannot be read"):
@@ -148,21 +179,21 @@ def _fault(into: State, folder: Path, *, where: str) -> str | None:
         return str(error)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         return f"{where} cannot be read: {error}"
-    other = [f"{name} is {given[name].dtype}, not {into[name].dtype}" for name in into if given[name].dtype != into[name].dtype]
     holes = [f"{name} is not whole" for name, entry in found.items() if _num_saved(entry) != math.prod(entry.size)]
-    return f"{where} does not fit: {'; '.join((other + holes)[:8])}" if other or holes else None
+    return f"{where} is damaged: {'; '.join(holes[:8])}" if holes else None
 
 
 def _num_saved(entry: TensorStorageMetadata) -> int:
     return sum(math.prod(chunk.sizes) for chunk in entry.chunks)
 
 
-def _gather(value: Any, group: Group) -> list[Any]:
+def gather(value: T, group: Group) -> list[T]:
+    """Every worker's `value`, in order of rank, over the saving group. It pickles, from worker to worker."""
     if group is None:
         return [value]
-    gathered: list[Any] = [None] * dist.get_world_size(group)
+    gathered: list[T | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
-    return gathered
+    return cast(list[T], gathered)
 
 
 @contextmanager

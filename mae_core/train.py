@@ -1,7 +1,7 @@
 """`python -m mae_core.train spec.yaml --output DIR`: one run in this process, with no service, no Ray and no network.
 
-The output folder gets `result/` (what the service would put into S3), `reconstructions.png`, `metrics.jsonl` and, while the run goes on,
-`training_state.safetensors`, from which the same command goes on after an interruption.
+The output folder gets `result/` (what the service would put into S3), `reconstructions.png` and `.npz`, `metrics.jsonl` and, while the run
+goes on, `training_state/`, from which the same command goes on after an interruption.
 """
 
 import argparse
@@ -14,19 +14,15 @@ from pathlib import Path
 import torch
 import yaml
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mae_core.config import RUN_SPEC, PretrainSpec, Spec
-from mae_core.errors import EncoderError, MaeError, SpecError
+from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
 from mae_core.options import DIGITS
 from mae_core.run import Run
 from mae_core.runs import open_run
+from mae_core.state_folder import StateFolder
 from mae_core.world import World
-
-_STATE = "training_state.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,46 +58,47 @@ def read_spec(path: Path) -> Spec:
 
 
 def train(spec: Spec, output: Path) -> Run:
-    """Runs `spec` on one worker (its global batch unchanged), printing progress."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
+    """Runs `spec` on one worker (its global batch unchanged), printing progress.
+
+    Where the loss is not finite for too long, it goes back to its newest training state, once. Raises DivergedError the second time.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    state_of = spec.model_dump_json(exclude={"name", "labels", "resources", "retry", "checkpoint"})
-    kept: list[str] = []
-    if run.resumes and (output / _STATE).exists():
-        state = _load_state(output / _STATE, state_of)
-        run.load_training_state(state)
-        before = output / "metrics.jsonl"
-        lines = before.read_text().splitlines(keepends=True) if before.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= int(state["step"])]
-    started = time.monotonic()
-    with (output / "metrics.jsonl").open("w", buffering=1) as metrics:  # by lines: a killed run leaves no half of one
-        metrics.writelines(kept)
-        for progress in run.progress(lambda: False):
-            _tell(progress, metrics_to=metrics, seconds=time.monotonic() - started)
-            if run.is_save_due(progress):
-                save_file(run.training_state(), output / f"{_STATE}.new", metadata={"spec": state_of})
-                os.replace(output / f"{_STATE}.new", output / _STATE)
+    states = StateFolder(output / "training_state", spec.model_dump_json(exclude={"name", "labels", "resources", "retry", "checkpoint"}))
+    run = _train(spec, output, states)
+    if isinstance(run, DivergedError):
+        print(f"{run}; going back to the newest training state", file=sys.stderr)
+        run = _train(spec, output, states)
+    if isinstance(run, DivergedError):
+        raise run
     result = output / "result"
     result.mkdir(exist_ok=True)
     run.write_result(result)
-    run.write_reconstructions(output / "reconstructions.png")
-    (output / _STATE).unlink(missing_ok=True)
+    states.remove()
     print(json.dumps({"result": str(result), "metrics": run.metrics}))
     return run
 
 
-def _load_state(path: Path, state_of: str) -> dict[str, Tensor]:
-    """The training state at `path`. Raises EncoderError where it cannot be read or is of another spec than `state_of`."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"{path} cannot be read ({error}); delete it to start over") from error
-    if metadata.get("spec") != state_of:
-        raise EncoderError(f"{path} is the training state of another spec; choose another --output, or delete it to start over")
-    return state
+def _train(spec: Spec, output: Path, states: StateFolder) -> Run | DivergedError:
+    """From the newest training state to the end, or to where it diverged. Points of steps behind that state leave `metrics.jsonl`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
+    states.wait()
+    step = states.take_up(run) if run.resumes else 0
+    before = output / "metrics.jsonl"
+    lines = before.read_text().splitlines(keepends=True) if before.exists() and step else []
+    started = time.monotonic()
+    with before.open("w", buffering=1) as metrics:  # by lines: a killed run leaves no half of one
+        metrics.writelines(line for line in lines if json.loads(line)["step"] <= step)
+        try:
+            for progress in run.progress(lambda: False, states.is_ready):
+                _tell(progress, output=output, metrics_to=metrics, seconds=time.monotonic() - started)
+                if progress.save_agreed:
+                    states.save(progress.step, run.training_state())
+        except DivergedError as error:
+            if not run.resumes:
+                raise
+            return error.with_traceback(None)  # without the frames that hold the run
+    return run
 
 
 def _for_one_worker(spec: Spec) -> Spec:
@@ -117,11 +114,16 @@ def _encoder_folder(spec: Spec) -> Path | None:
     return Path(spec.encoder.file)
 
 
-def _tell(progress: Progress, *, metrics_to: object, seconds: float) -> None:
+def _tell(progress: Progress, *, output: Path, metrics_to: object, seconds: float) -> None:
     for step, values in progress.points:
         print(json.dumps({"step": step, **values}), file=metrics_to)  # type: ignore[call-overload]
     for key, why in progress.skipped.items():
         print(f"skipped {key}: {why}", file=sys.stderr)
+    for dropped in progress.dropped:
+        print(f"dropped {dropped}", file=sys.stderr)
+    if progress.reconstructions is not None:
+        progress.reconstructions.write_png(output / "reconstructions.png")
+        progress.reconstructions.write_arrays(output / "reconstructions.npz")
     if progress.points and (progress.step % max(progress.num_steps // 50, 1) == 0 or progress.step == progress.num_steps):
         shown = " ".join(f"{name} {value:.6g}" for name, value in progress.points[-1][1].items())
         print(f"step {progress.step}/{progress.num_steps} epoch {progress.epoch:.2f} {shown} ({seconds:.0f} s)", flush=True)

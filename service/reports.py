@@ -76,7 +76,9 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     elif event.type is EventType.RUN_FAILED:
         attempt.reason, attempt.message = _reason(event.data), str(event.data.get("message", ""))[:4000]
     elif event.type in _ARTIFACT_KINDS:
-        _add_artifact(session, attempt, event, bucket=bucket)
+        _add_artifact(session, attempt, event.data, kind=_ARTIFACT_KINDS[event.type], bucket=bucket, at=event.at)
+        if event.type is EventType.RECONSTRUCTIONS_WRITTEN and isinstance(arrays := event.data.get("arrays"), dict):
+            _add_artifact(session, attempt, arrays, kind="reconstruction_arrays", bucket=bucket, at=event.at)
     elif event.type is EventType.RESULT_COMMITTED:
         uri = f"s3://{bucket}/{result_prefix(artifacts.job_prefix(job_id), job.kind)}"
         if event.data.get("uri") == uri:
@@ -99,22 +101,22 @@ def _reason(data: dict[str, Any]) -> Reason:
         return Reason.INTERNAL_ERROR
 
 
-def _add_artifact(session: Session, attempt: AttemptRow, event: Event, *, bucket: str) -> None:
+def _add_artifact(session: Session, attempt: AttemptRow, told: dict[str, Any], *, kind: str, bucket: str, at: datetime) -> None:
     """A report that cannot be read as an artifact is still a report: its training must not hang on it."""
-    key, num_bytes, sha256 = event.data.get("key"), event.data.get("bytes"), event.data.get("sha256")
+    key, num_bytes, sha256 = told.get("key"), told.get("bytes"), told.get("sha256")
     if not isinstance(key, str) or not key.startswith(artifacts.job_prefix(attempt.job_id)) or not isinstance(num_bytes, int):
-        log.warning("job %s: an event %s without a usable key and size", attempt.job_id, event.type)
+        log.warning("job %s: a %s without a usable key and size", attempt.job_id, kind)
         return
     artifacts.add(
         session,
         attempt.job_id,
         key=key,
-        kind=_ARTIFACT_KINDS[event.type],
+        kind=kind,
         attempt=attempt.number,
         num_bytes=num_bytes,
         sha256=sha256 if isinstance(sha256, str) else None,
         bucket=bucket,
-        at=event.at,
+        at=at,
     )
-    if event.type is EventType.TRAINING_STATE_COMMITTED:
-        artifacts.keep_newest(session, attempt.job_id, kind=_ARTIFACT_KINDS[event.type], number=KEPT_TRAINING_STATES)
+    if kind == "training_state":
+        artifacts.keep_newest(session, attempt.job_id, kind=kind, number=KEPT_TRAINING_STATES)

@@ -15,7 +15,15 @@ from service.client import Json, MaestroClient, Message
 from workers.contract import EventType, JobStatus
 
 PLAIN_PAUSE_SECONDS = 5.0  # between two lines of progress where there is no terminal
-_TOLD = {EventType.IMAGES_SKIPPED, EventType.UPLOAD_DELAYED, EventType.EVALUATED, EventType.RESULT_COMMITTED}
+_TOLD = {
+    EventType.IMAGES_SKIPPED,
+    EventType.UPLOAD_DELAYED,
+    EventType.SAVE_FAILED,
+    EventType.STEPS_DROPPED,
+    EventType.WENT_BACK,
+    EventType.EVALUATED,
+    EventType.RESULT_COMMITTED,
+}
 
 
 def watch(client: MaestroClient, jobs: list[Json], *, console: Console) -> list[Json]:

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 from mae_core.config import RunSpec
 from mae_core.options import ModelConfig, NormalizeConfig, Strict
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 MANIFEST = "manifest.json"
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
 STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 that ends an attempt
@@ -101,7 +101,7 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.STORAGE_REFUSED: ReasonRule(_FAILED, False, "Object storage refused the workers; check their credentials and the bucket."),
     Reason.ENCODER_ERROR: ReasonRule(_FAILED, False, "The encoder cannot be used; see the detail and name another."),
     Reason.SPEC_ERROR: ReasonRule(_FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
-    Reason.DIVERGED: ReasonRule(_FAILED, False, "The loss is not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
+    Reason.DIVERGED: ReasonRule(_FAILED, False, "Losses are not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
     Reason.OUT_OF_MEMORY: ReasonRule(_FAILED, False, "Out of memory; lower optim.batch_size, raise optim.accumulation or add workers."),
     Reason.CONTRACT_MISMATCH: ReasonRule(_FAILED, False, "Service and workers differ in version; install the same one on all hosts."),
     Reason.INTERNAL_ERROR: ReasonRule(_FAILED, False, "An error in MAEstro itself; see the job's logs, and report it with them."),
@@ -125,7 +125,10 @@ class EventType(StrEnum):
     FIRST_STEP_TAKEN = "first_step_taken"
     IMAGES_SKIPPED = "images_skipped"
     TRAINING_STATE_COMMITTED = "training_state_committed"
+    SAVE_FAILED = "save_failed"
     UPLOAD_DELAYED = "upload_delayed"
+    STEPS_DROPPED = "steps_dropped"
+    WENT_BACK = "went_back"
     EVALUATED = "evaluated"
     TRAINING_ENDED = "training_ended"
     RECONSTRUCTIONS_WRITTEN = "reconstructions_written"
@@ -140,7 +143,10 @@ WORKER_EVENTS = frozenset(
         EventType.FIRST_STEP_TAKEN,
         EventType.IMAGES_SKIPPED,
         EventType.TRAINING_STATE_COMMITTED,
+        EventType.SAVE_FAILED,
         EventType.UPLOAD_DELAYED,
+        EventType.STEPS_DROPPED,
+        EventType.WENT_BACK,
         EventType.EVALUATED,
         EventType.TRAINING_ENDED,
         EventType.RECONSTRUCTIONS_WRITTEN,
@@ -246,7 +252,7 @@ class FileEntry(Strict):
 
 
 class TrainingStateManifest(Strict):
-    """Commits one training state. It lies beside the state's files and is written last, with `If-None-Match: *`."""
+    """Commits one training state: a file of each worker that wrote one. It lies beside them and is written last, `If-None-Match: *`."""
 
     contract: int = CONTRACT_VERSION
     job: str
@@ -258,14 +264,14 @@ class TrainingStateManifest(Strict):
 
 
 class EncoderManifest(Strict):
-    """Commits a run's result (a probe's too): what it is, what made it, and its files. Written last, with `If-None-Match: *`."""
+    """Commits a run's result (a probe's and an evaluation's too): what it is, what made it, and its files. Written last, with `If-None-Match: *`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     contract: int = CONTRACT_VERSION
     job: str
     attempt: int
-    kind: Literal["pretrain", "probe", "finetune"]
+    kind: Literal["pretrain", "probe", "finetune", "evaluate"]
     created_at: datetime
     model: ModelConfig
     normalize: NormalizeConfig
@@ -277,8 +283,15 @@ class EncoderManifest(Strict):
 
 
 def result_prefix(prefix: str, kind: str) -> str:
-    """Where a job's committed result lies, below the job's own prefix: its encoder, or a probe's heads and accuracy."""
-    return f"{prefix}probe/" if kind == "probe" else f"{prefix}encoder/"
+    """Where a job's committed result lies, below the job's own prefix: its encoder, a probe's heads, or an evaluation's report."""
+    return f"{prefix}{result_artifact(kind)}/"
+
+
+def result_artifact(kind: str) -> Literal["encoder", "probe", "evaluation"]:
+    """What a run of `kind` is for."""
+    if kind == "evaluate":
+        return "evaluation"
+    return "probe" if kind == "probe" else "encoder"
 
 
 def training_state_prefix(prefix: str) -> str:
@@ -287,5 +300,5 @@ def training_state_prefix(prefix: str) -> str:
 
 
 def reconstructions_prefix(prefix: str) -> str:
-    """Where a job's pictures of reconstructions lie."""
+    """Where a job's reconstructions lie, as pictures and as arrays."""
     return f"{prefix}reconstructions/"

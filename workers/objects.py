@@ -5,7 +5,6 @@ Credentials are the host's own (environment or role). Everything is checked by S
 
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +15,6 @@ import boto3
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from mae_core.errors import EncoderError
 from workers.contract import (
@@ -34,7 +31,7 @@ from workers.failures import StorageError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.safetensors"
+_MAX_DELETES = 1000  # S3 takes no more in one call
 _RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)  # five minutes in all, then the attempt is given up
 _PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchKey", "404", "403")
 
@@ -85,27 +82,27 @@ class ObjectStore:
         found = self._persist(f"look for {key}", lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1))
         return bool(found["KeyCount"])
 
-    def newest_training_state(self, job_prefix: str) -> tuple[str, dict[str, Tensor]] | None:
-        """The committed training state with the most steps, by its prefix, and its tensors; a damaged one is passed over."""
-        for state_prefix in reversed(self._committed_states(job_prefix)):
-            try:
-                return state_prefix, self.load_training_state(state_prefix)
-            except EncoderError as error:
-                logger.warning("%s; going back to the one before", error)
-        return None
+    def training_states(self, job_prefix: str) -> list[str]:
+        """Prefixes of the committed training states, the newest first."""
+        keys = self._training_state_keys(job_prefix)
+        return sorted((key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}")), reverse=True)
 
-    def load_training_state(self, state_prefix: str) -> dict[str, Tensor]:
-        """The tensors of a committed training state. Raises EncoderError where they do not match their manifest."""
-        manifest = TrainingStateManifest.model_validate_json(self._read(state_prefix + MANIFEST))
-        with tempfile.TemporaryDirectory(prefix="maestro-state-") as folder:
-            self._fetch_files(state_prefix, manifest.files, Path(folder))
-            return load_file(Path(folder) / STATE_FILE)
+    def fetch_training_state(self, state_prefix: str, folder: Path) -> None:
+        """Downloads all files of a committed training state. Raises EncoderError where they do not match their manifest."""
+        try:
+            manifest = TrainingStateManifest.model_validate_json(self._read(state_prefix + MANIFEST))
+        except ValidationError as error:
+            raise EncoderError(f"{state_prefix}{MANIFEST} is damaged or of another version ({error.error_count()} fields)") from error
+        self._fetch_files(state_prefix, manifest.files, folder)
 
     def prune_training_states(self, job_prefix: str) -> None:
-        """Deletes all but the newest committed training states, each one's manifest first."""
-        for state_prefix in self._committed_states(job_prefix)[:-KEPT_TRAINING_STATES]:
-            for name in (MANIFEST, STATE_FILE):
-                self._client.delete_object(Bucket=self._bucket, Key=state_prefix + name)
+        """Deletes all before the newest committed training states, also what saves left that were never committed; manifests first."""
+        kept = self.training_states(job_prefix)[:KEPT_TRAINING_STATES]
+        old = [key for key in self._training_state_keys(job_prefix) if kept and key < kept[-1]]
+        for keys in ([key for key in old if key.endswith(MANIFEST)], [key for key in old if not key.endswith(MANIFEST)]):
+            for first in range(0, len(keys), _MAX_DELETES):
+                batch: Any = {"Objects": [{"Key": key} for key in keys[first : first + _MAX_DELETES]], "Quiet": True}
+                self._client.delete_objects(Bucket=self._bucket, Delete=batch)
 
     def fetch_encoder(self, uri: str, folder: Path) -> None:
         """Downloads the committed encoder at `uri` (s3://bucket/prefix/). Raises EncoderError where it is missing or damaged."""
@@ -126,15 +123,12 @@ class ObjectStore:
             if (found := file_entry(path)) != entry:
                 raise EncoderError(f"{prefix}{name} is damaged: it has {found}, its manifest says {entry}")
 
-    def _committed_states(self, job_prefix: str) -> list[str]:
-        """Prefixes of committed training states, by rising step."""
-
+    def _training_state_keys(self, job_prefix: str) -> list[str]:
         def list_keys() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=training_state_prefix(job_prefix))
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-        keys = self._persist("list training states", list_keys)
-        return sorted(key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}"))
+        return self._persist("list training states", list_keys)
 
     def _read(self, key: str, *, bucket: str | None = None) -> bytes:
         def get() -> bytes:

@@ -1,5 +1,6 @@
 """What runs on every worker of an attempt: data, resume, the core's generator, reports, saves, the result."""
 
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -7,14 +8,16 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
 
+from mae_core.checkpoint import read_state, saving_group
 from mae_core.config import PretrainSpec
+from mae_core.errors import DivergedError, EncoderError
 from mae_core.loop import Progress
 from mae_core.run import Run
 from mae_core.runs import open_run
@@ -29,11 +32,16 @@ from workers.contract import (
 )
 from workers.failures import StaleAttemptError
 from workers.objects import ObjectStore
+from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.saver import Saver
 
+logger = logging.getLogger(__name__)
+
 _FINAL_REPORT_SECONDS = 600.0  # a finished run waits so long for a service that is away
 _FINAL_SAVE_SECONDS = 60.0
+_SAVE_TIMEOUT = timedelta(minutes=30)  # for a worker that hangs in a save: longer than storage is waited for
+_MAX_SHOWN = 20  # images or steps in one event
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -42,48 +50,122 @@ def train_worker(config: dict[str, Any]) -> None:
     order = WorkOrder.model_validate(config["order"])
     context = ray.train.get_context()
     device = torch.device("cuda", torch.cuda.current_device()) if order.spec.resources.gpus_per_worker else torch.device("cpu")
-    world = World(context.get_world_rank(), context.get_world_size(), device)
+    seat = Seat(World(context.get_world_rank(), context.get_world_size(), device), context.get_node_rank(), context.get_local_rank())
     with ExitStack() as stack:
-        if world.rank == 0:
-            Leader(order, world, stack, config["driver_started_at"]).train()
-        else:
-            Follower(order, world, stack).train()
+        worker = Leader(order, seat, stack, config["driver_started_at"]) if seat.world.rank == 0 else Follower(order, seat, stack)
+        worker.train()
+
+
+class Seat(NamedTuple):
+    """Where a worker sits: among all, on which machine, and among those of its machine."""
+
+    world: World
+    machine: int
+    local_rank: int
 
 
 class Follower:
     """A worker that trains along. It says nothing: whatever it has to tell, rank 0 learns by the training's own exchange."""
 
-    def __init__(self, order: WorkOrder, world: World, stack: ExitStack) -> None:
-        self.order, self.world = order, world
+    reporter: Reporter | None = None
+    last: Progress | None = None  # the newest that this start of the run has yielded
+
+    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack) -> None:
+        self.order, self.seat, self.world = order, seat, seat.world
         self.store = ObjectStore(order.storage, self.storage_delayed)
-        self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maestro-")))
+        self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maestro-")))
+        self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
+        self._stack = stack
 
     def train(self) -> None:
+        """Trains to the end. Where the loss is not finite for too long, all workers go back to the newest training state, once."""
         if self.committed_before():
             return
-        run = self.open_run()
-        for _ in run.progress(self.wants_stop):
-            pass
+        run, taken_up = self.open_run()
+        self.started(taken_up)
+        if (diverged := self._take_steps(run)) is not None:
+            if not run.resumes:
+                raise diverged
+            del run  # its memory is needed
+            run = self._go_back(diverged)
+            if (again := self._take_steps(run)) is not None:
+                raise again
+        self.ended(run)
 
     def committed_before(self) -> bool:
         """Whether the result is there already: an earlier start of the workers died between its commit and its end."""
         found = self.world.rank == 0 and self.store.is_committed(result_prefix(self.order.prefix, self.order.spec.kind))
         return self.world.gather(found)[0]
 
-    def open_run(self) -> Run:
-        """The run, taken up from the newest training state (the same one on all workers)."""
+    def open_run(self) -> tuple[Run, str | None]:
+        """The run, taken up from the newest training state, and that state's prefix: the same one on all workers."""
         run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder())
-        found = self.store.newest_training_state(self.order.prefix) if self.world.rank == 0 and run.resumes else None
-        self.resumed_from = self.world.gather(found[0] if found else None)[0]
-        if self.resumed_from is not None:
-            run.load_training_state(found[1] if found else self.store.load_training_state(self.resumed_from))
-        return run
+        taken_up = self._restore(run) if run.resumes else None
+        incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]
+        self.saver = Saver(self.order, self.store, self.world, self._group, incarnation=incarnation, reporter=self.reporter)
+        self._stack.callback(self.saver.wait, _FINAL_SAVE_SECONDS)
+        return run, taken_up
+
+    def started(self, taken_up: str | None) -> None:
+        """Told when the run is ready."""
+
+    def tell(self, progress: Progress) -> None:
+        """Told after each step."""
+
+    def went_back(self, why: DivergedError, taken_up: str | None) -> None:
+        """Told when the run goes on from an earlier state."""
+
+    def ended(self, run: Run) -> None:
+        """Told when the last step was taken, or the run was stopped."""
 
     def wants_stop(self) -> bool:
         return False
 
     def storage_delayed(self, message: str) -> None:
-        logging.getLogger(__name__).warning(message)
+        logger.warning(message)
+
+    def _take_steps(self, run: Run) -> DivergedError | None:
+        """All steps that are left; the error where the training diverged, without the frames that hold the run."""
+        try:
+            for progress in run.progress(self.wants_stop, self.saver.is_ready):
+                self.tell(progress)
+                self.last = progress
+                if progress.save_agreed:
+                    self.saver.save(progress.step, run.training_state())
+        except DivergedError as error:
+            return error.with_traceback(None)
+        return None
+
+    def _go_back(self, why: DivergedError) -> Run:
+        logger.warning("%s; going back to the newest training state", why)
+        self.saver.wait()
+        run, taken_up = self.open_run()
+        self.went_back(why, taken_up)
+        return run
+
+    def _restore(self, run: Run) -> str | None:
+        """Takes up the newest training state that is whole; its prefix, None where there is none."""
+        known = self.store.training_states(self.order.prefix) if self.world.rank == 0 else []
+        return next((prefix for prefix in self.world.gather(known)[0] if self._take_up(run, prefix)), None)
+
+    def _take_up(self, run: Run, prefix: str) -> bool:
+        """Takes up one training state; False, on all workers, where it is damaged. One worker of each machine downloads it."""
+        with tempfile.TemporaryDirectory(prefix="maestro-state-", dir=self.scratch) as folder:
+            fault = None
+            if self.seat.local_rank == 0:
+                try:
+                    self.store.fetch_training_state(prefix, Path(folder))
+                except EncoderError as error:
+                    fault = str(error)
+            told = self.world.gather((self.seat.machine, self.seat.local_rank, folder, fault))
+            if faults := [fault for *_, fault in told if fault]:
+                logger.warning("%s; going back to the one before", faults[0])
+                return False
+            [place] = [folder for machine, local_rank, folder, _ in told if (machine, local_rank) == (self.seat.machine, 0)]
+            state = run.training_state()
+            read_state(state, Path(place), self._group)
+            run.load_training_state(state)
+            return True
 
     def _fetch_encoder(self) -> Path | None:
         spec = self.order.spec
@@ -92,49 +174,43 @@ class Follower:
         if spec.encoder.file is not None:
             return Path(spec.encoder.file)
         assert spec.encoder.artifact is not None, "the service resolves {job: …} at submission"
-        folder = self._scratch / "encoder"
-        folder.mkdir()
-        self.store.fetch_encoder(spec.encoder.artifact, folder)
+        folder = self.scratch / "encoder"
+        if not folder.exists():
+            folder.mkdir()
+            self.store.fetch_encoder(spec.encoder.artifact, folder)
         return folder
 
 
 class Leader(Follower):
     """Rank 0: trains, and reports, saves and commits."""
 
-    def __init__(self, order: WorkOrder, world: World, stack: ExitStack, driver_started_at: str) -> None:
+    reporter: Reporter
+
+    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, driver_started_at: str) -> None:
         self._driver_started_at, self._started_at = driver_started_at, datetime.now(UTC)
         self.incarnation = time.time_ns() // 1_000_000
         self.reporter = Reporter(order, self.incarnation)
         stack.callback(self.reporter.close, 5.0)  # after a failure; a run that ends well has closed it before
-        super().__init__(order, world, stack)
-        self.saver = Saver(order, self.store, self.reporter, self.incarnation)
-        stack.callback(self.saver.close, _FINAL_SAVE_SECONDS)
+        super().__init__(order, seat, stack)
+        self._uploads = ReconstructionUploads(order, self.store, self.reporter)
+        stack.callback(self._uploads.close, _FINAL_SAVE_SECONDS)
         self._pace = _Pace()
 
-    def train(self) -> None:
-        if self.committed_before():
-            return
-        run = self.open_run()
+    def started(self, taken_up: str | None) -> None:
         self.reporter.event(
             EventType.WORKERS_STARTED,
             incarnation=self.incarnation,
             num_workers=self.world.size,
             device=str(self.world.device),
             host=platform.node(),
-            resumed_from=self.resumed_from,
+            resumed_from=taken_up,
             driver_started_at=self._driver_started_at,
             worker_started_at=self._started_at.isoformat(),
         )
-        for number, progress in enumerate(run.progress(self.wants_stop)):
-            self._tell(progress)
-            if number == 0:
-                self.reporter.event(EventType.FIRST_STEP_TAKEN, step=progress.step)
-            if progress.stop_agreed:
-                self._stopped(progress)
-                return
-            if run.is_save_due(progress):
-                self.saver.save(progress.step, run.training_state(), self._picture(run, progress.step))
-        self._finish(run, progress.step)
+
+    def went_back(self, why: DivergedError, taken_up: str | None) -> None:
+        step = self.last.step if self.last is not None else None
+        self.reporter.event(EventType.WENT_BACK, step=step, resumed_from=taken_up, message=str(why)[:500])
 
     def wants_stop(self) -> bool:
         return self.reporter.is_stale or self.reporter.desired_state is not DesiredState.RUN
@@ -143,37 +219,44 @@ class Leader(Follower):
         super().storage_delayed(message)
         self.reporter.event(EventType.UPLOAD_DELAYED, message=message[:500])
 
-    def _tell(self, progress: Progress) -> None:
+    def tell(self, progress: Progress) -> None:
         self.reporter.points(progress.points)
         if progress.evaluated:
             self.reporter.points([(progress.step, progress.evaluated)])
             self.reporter.event(EventType.EVALUATED, step=progress.step, metrics=progress.evaluated)
+        if progress.reconstructions is not None:
+            self._uploads.add(progress.step, progress.reconstructions)
         if progress.skipped:
-            shown = dict(list(progress.skipped.items())[:20])
+            shown = dict(list(progress.skipped.items())[:_MAX_SHOWN])
             self.reporter.event(EventType.IMAGES_SKIPPED, count=len(progress.skipped), images=shown)
+        if progress.dropped:
+            numbers_as_text = [
+                {"loss": f"{step.loss:g}", "grad_norm": f"{step.grad_norm:g}"} for step in progress.dropped
+            ]  # JSON has no NaN
+            steps = [dataclasses.asdict(step) | text for step, text in zip(progress.dropped[:_MAX_SHOWN], numbers_as_text, strict=False)]
+            self.reporter.event(EventType.STEPS_DROPPED, count=len(progress.dropped), steps=steps)
         self.reporter.progress(self._pace.progress(progress))
+        if self.last is None:
+            self.reporter.event(EventType.FIRST_STEP_TAKEN, step=progress.step)
 
-    def _stopped(self, progress: Progress) -> None:
+    def ended(self, run: Run) -> None:
+        if self.last is not None and self.last.stop_agreed:
+            self._stopped(self.last.step)
+        else:
+            self._finish(run)
+
+    def _stopped(self, step: int) -> None:
         if self.reporter.is_stale:
             raise StaleAttemptError(f"attempt {self.order.attempt} of job {self.order.job} is not the current one")
-        self.reporter.event(EventType.RUN_STOPPED, step=progress.step, desired_state=self.reporter.desired_state)
+        self.reporter.event(EventType.RUN_STOPPED, step=step, desired_state=self.reporter.desired_state)
         self.reporter.close(_FINAL_REPORT_SECONDS)
 
-    def _picture(self, run: Run, step: int) -> Path | None:
-        path = self._scratch / f"reconstructions-{step}.png"
-        try:
-            return path if run.write_reconstructions(path) else None
-        except Exception:  # a picture is worth much, but not a training
-            logging.getLogger(__name__).exception("no picture of step %d", step)
-            return None
-
-    def _finish(self, run: Run, step: int) -> None:
+    def _finish(self, run: Run) -> None:
         """Uploads the result and commits it. From here on the attempt has succeeded, whatever becomes of this process."""
-        self.reporter.event(EventType.TRAINING_ENDED, step=step)
-        self.saver.close(_FINAL_SAVE_SECONDS)
-        if (picture := self._picture(run, step)) is not None:
-            self.saver.upload_picture(step, picture)
-        order, folder = self.order, self._scratch / "result"
+        self.reporter.event(EventType.TRAINING_ENDED, step=self.last.step if self.last is not None else 0)
+        self._uploads.close(_FINAL_SAVE_SECONDS)
+        self.saver.wait(_FINAL_SAVE_SECONDS)
+        order, folder = self.order, self.scratch / "result"
         folder.mkdir()
         run.write_result(folder)
         prefix = result_prefix(order.prefix, order.spec.kind)
