@@ -4,22 +4,45 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mae_core.config import PretrainSpec, Spec
-from mae_core.options import DIGITS, IMAGE_SUFFIXES
+from mae_core.config import EvaluateSpec, PretrainSpec, Spec
+from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
 from service.errors import Invalid
+
+_REMEDY = "put the images of each class into a folder of its name"
 
 
 def check_sources(spec: Spec) -> None:
     """Invalid where a folder is missing, empty, or not sorted into classes though labels are needed. The same rules as mae_core.data's."""
-    sources = {"data.source": spec.data.source, "data.validation": spec.data.validation}
+    folders = _check_folders("data", spec.data)
+    if isinstance(spec, EvaluateSpec):
+        for field, folder in folders.items():
+            _classes(field, folder)  # how many there must be depends on the encoder, which the workers open
+    elif not isinstance(spec, PretrainSpec):
+        _check_labels(folders)
+    elif spec.evaluation.labelled is not None:
+        _check_labels(_check_folders("evaluation.labelled", spec.evaluation.labelled))
+
+
+def _check_folders(section: str, data: DataConfig) -> dict[str, Path]:
+    """The folders that `data` names, by field, each with images in it."""
+    sources = {f"{section}.source": data.source, f"{section}.validation": data.validation}
     folders = {field: Path(source) for field, source in sources.items() if source is not None and source != DIGITS}
     for field, folder in folders.items():
         _check_folder(field, folder)
-    if not isinstance(spec, PretrainSpec):
-        classes = [_classes(field, folder) for field, folder in folders.items()]
-        if len(classes) == 2 and classes[0] != classes[1]:
-            differ = ", ".join(sorted(classes[0] ^ classes[1])[:5])
-            raise Invalid("data.validation", f"its class folders are not those of data.source; only one of the two has {differ}")
+    return folders
+
+
+def _check_labels(folders: dict[str, Path]) -> None:
+    """At least two classes, and the same ones in all of `folders`."""
+    classes = {field: _classes(field, folder) for field, folder in folders.items()}
+    for field, names in classes.items():
+        if len(names) < 2:
+            raise Invalid(field, f"labels are missing: {str(folders[field])!r} has only one class folder, {min(names)!r}; {_REMEDY}")
+    for field, names in list(classes.items())[1:]:
+        source, expected = next(iter(classes.items()))
+        if names != expected:
+            differ = ", ".join(sorted(names ^ expected)[:5])
+            raise Invalid(field, f"its class folders are not those of {source}; only one of the two has {differ}")
 
 
 def _check_folder(field: str, folder: Path) -> None:
@@ -34,14 +57,12 @@ def _check_folder(field: str, folder: Path) -> None:
 
 
 def _classes(field: str, folder: Path) -> set[str]:
+    """The names of the class folders, at least one."""
     entries = list(folder.iterdir())
     loose = [entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()]
     names = {entry.name for entry in entries if entry.is_dir() and not entry.is_symlink() and next(_images(entry), None) is not None}
-    remedy = "put the images of each class into a folder of its name"
     if loose:
-        raise Invalid(field, f"labels are missing: {min(loose)!r} lies in {str(folder)!r} itself, in no class folder; {remedy}")
-    if len(names) < 2:
-        raise Invalid(field, f"labels are missing: {str(folder)!r} has only one class folder, {min(names)!r}; {remedy}")
+        raise Invalid(field, f"labels are missing: {min(loose)!r} lies in {str(folder)!r} itself, in no class folder; {_REMEDY}")
     return names
 
 

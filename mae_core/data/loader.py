@@ -7,7 +7,7 @@ order of samples is a function of (seed, epoch) alone, and any step can be reach
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from mae_core.data.source import ImageSource, UnreadableImage
-from mae_core.data.transforms import NUMBERS_PER_CROP, centre_crop, random_resized_crop
-from mae_core.errors import DataError, SpecError
-from mae_core.options import ModelConfig, TransformConfig
+from mae_core.data.decode import UnreadableImage
+from mae_core.data.randaugment import numbers_per_augment, rand_augment
+from mae_core.data.source import ImageSource
+from mae_core.data.transforms import NUMBERS_PER_CROP, ModelPixels, as_floats, centre_crop, random_resized_crop
+from mae_core.errors import SpecError
+from mae_core.options import FinetuneTransformConfig, ModelConfig, RandAugmentConfig, TransformConfig
 from mae_core.randomness import Stream, permutation, uniform
 from mae_core.world import World
 
@@ -30,7 +33,7 @@ _MAX_SUBSTITUTES = 100
 
 
 class Batch(NamedTuple):
-    """pixels_BHWC: uint8. samples_B: indices into the source, int64. labels_B: int64, -1 without labels.
+    """pixels_BHWC: uint8, or float32 as `normalise` takes it. samples_B: int64 indices into the source. labels_B: int64, -1 without labels.
 
     Where an image could not be read, all three are those of its substitute.
     """
@@ -49,18 +52,32 @@ class MicroBatch(NamedTuple):
 
 
 class SkippedImages:
-    """Unreadable images, each once, with the reason. Threads add; the training loop takes what is new."""
+    """Unreadable images, each once, with the reason, and whether the run can go on. Threads add; the training loop takes what is new.
 
-    def __init__(self) -> None:
+    `known`: those that an earlier part of the run has told of already.
+    """
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
         self._lock = threading.Lock()
-        self._known: dict[str, str] = {}
+        self._known = dict(known or {})
         self._new: list[str] = []
+        self._fatal: str | None = None
 
     def add(self, key: str, why: str) -> None:
         with self._lock:
             if key not in self._known:
                 self._known[key] = why
                 self._new.append(key)
+
+    def give_up(self, message: str) -> None:
+        """The run cannot go on. Said here and not raised: an error in one worker alone would leave the others waiting for it."""
+        with self._lock:
+            self._fatal = self._fatal or message
+
+    @property
+    def fatal(self) -> str | None:
+        """Why this worker's data cannot be used. Whoever exchanges it with the other workers raises DataError on all of them."""
+        return self._fatal
 
     @property
     def num_new(self) -> int:
@@ -71,19 +88,25 @@ class SkippedImages:
             new, self._new = self._new, []
             return {key: self._known[key] for key in new}
 
+    def known(self) -> dict[str, str]:
+        """All of them, new or not."""
+        with self._lock:
+            return dict(self._known)
+
 
 class _Read(NamedTuple):
     """One image at the model's size, and its index."""
 
     sample: int
-    pixels_HWC: NDArray[np.uint8]
+    pixels_HWC: ModelPixels
 
 
 @dataclass(frozen=True)
 class TrainLoader:
     """The training images of one worker.
 
-    `members` are the indices of the source that may be used, in rising order; `batch_size` counts all workers and accumulation.
+    `members` are the indices of the source that may be used, in rising order. `batch_size` counts the images that one step decodes, over
+    all workers and micro-batches. An image that cannot be replaced is all zeros, and `skipped` says that the run cannot go on.
     """
 
     source: ImageSource
@@ -99,7 +122,15 @@ class TrainLoader:
 
     def __post_init__(self) -> None:
         if self.batch_size > len(self.members):
-            raise SpecError(f"optim.batch_size {self.batch_size} is larger than the data ({len(self.members)} training images); lower it")
+            raise SpecError(
+                f"optim.batch_size: each step takes {self.batch_size} images (per device x {self.world.size} worker(s) x accumulation "
+                f"{self.accumulation}), but the data has only {len(self.members)} training images; lower optim.batch_size"
+            )
+        if self.batch_size % (self.accumulation * self.world.size):
+            raise SpecError(
+                f"optim.batch_size: the {self.batch_size} images of a step cannot be shared evenly by {self.world.size} worker(s) x "
+                f"accumulation {self.accumulation}; make it a multiple of {self.accumulation * self.world.size}"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -145,20 +176,49 @@ class TrainLoader:
         first = place * self.batch_size + part * micro + self.world.rank * mine
         return torch.tensor([self.members[position] for position in order[first : first + mine].tolist()])
 
+    @property
+    def _rand_augment(self) -> RandAugmentConfig | None:
+        return self.transform.rand_augment if isinstance(self.transform, FinetuneTransformConfig) else None
+
     def _read(self, epoch: int, samples: Tensor) -> list[_Read]:
-        crops = uniform(seed=self.seed, epoch=epoch, stream=Stream.CROP, samples=samples, count=NUMBERS_PER_CROP).numpy()
-        return [self._read_one(sample, crop) for sample, crop in zip(samples.tolist(), crops, strict=True)]
+        def drawn(stream: Stream, count: int) -> NDArray[np.float32]:
+            return uniform(seed=self.seed, epoch=epoch, stream=stream, samples=samples, count=count).numpy()
+
+        images = [self._read_one(sample, crop) for sample, crop in zip(samples.tolist(), drawn(Stream.CROP, NUMBERS_PER_CROP), strict=True)]
+        if (config := self._rand_augment) is None:
+            return images
+        augments = drawn(Stream.AUGMENT, numbers_per_augment(config))
+        return [self._augmented(image, config, augment) for image, augment in zip(images, augments, strict=True)]
 
     def _read_one(self, sample: int, crop: NDArray[np.float32]) -> _Read:
         """The image, or, where it cannot be read, the next one of the source that can: a function of the data alone."""
         position = bisect_left(self.members, sample)
-        for tried in range(_MAX_SUBSTITUTES):
+        tries = 0 if self.skipped.fatal else min(_MAX_SUBSTITUTES, len(self.members))
+        for tried in range(tries):
             candidate = self.members[(position + tried) % len(self.members)]
             try:
                 return _Read(candidate, random_resized_crop(self.source.read(candidate), self.model.image_size, self.transform, crop))
             except UnreadableImage as error:
                 self.skipped.add(self.source.keys[candidate], str(error))
-        raise DataError(f"data: {_MAX_SUBSTITUTES} images in a row cannot be read, the first one {self.source.keys[sample]}")
+                why = str(error)
+        if tries:
+            self.skipped.give_up(
+                f"data: {tries} images in a row cannot be read, the first one {self.source.keys[sample]}; remove or mend them. "
+                f"The last one: {why}"
+            )
+        return _Read(sample, np.zeros((*self.model.image_size, self.model.in_chans), dtype=np.uint8))
+
+    def _augmented(self, image: _Read, config: RandAugmentConfig, uniform: NDArray[np.float32]) -> _Read:
+        pixels = image.pixels_HWC
+        if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+            self.skipped.give_up(
+                f"data.transform.rand_augment: its operations need 8-bit images of 1 or 3 channels, but {self.source.keys[image.sample]} "
+                f"has {pixels.shape[2]} channel(s) of {'8' if pixels.dtype == np.uint8 else 'more than 8'} bits; "
+                "set data.transform.rand_augment to null"
+            )
+            return image
+        augmented = np.asarray(rand_augment(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), config, uniform))
+        return image._replace(pixels_HWC=augmented.reshape(pixels.shape))
 
 
 @lru_cache(maxsize=2)
@@ -169,7 +229,10 @@ def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
 def _batch(source: ImageSource, images: list[_Read]) -> Batch:
     samples = [image.sample for image in images]
     labels = [source.labels[sample] if source.labels else -1 for sample in samples]
-    return Batch(torch.from_numpy(np.stack([image.pixels_HWC for image in images])), torch.tensor(samples), torch.tensor(labels))
+    pixels = [image.pixels_HWC for image in images]
+    if len({array.dtype for array in pixels}) > 1:
+        pixels = [as_floats(array) for array in pixels]
+    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(samples), torch.tensor(labels))
 
 
 def measured_batches(

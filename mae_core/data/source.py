@@ -8,16 +8,13 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mae_core.data.decode import Pixels, UnfitImage, UnreadableImage, read_image
 from mae_core.errors import DataError
 from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-class UnreadableImage(Exception):
-    """One image cannot be decoded; the message says which and why."""
+_FIRST_IMAGES = 10
 
 
 class ImageSource(Protocol):
@@ -30,8 +27,8 @@ class ImageSource(Protocol):
     @property
     def labels(self) -> Sequence[int]: ...
 
-    def read(self, index: int) -> Image.Image:
-        """The image, in the channels asked for. Raises UnreadableImage."""
+    def read(self, index: int) -> Pixels:
+        """The image, in the channels asked for, as `decode.read_image` gives it. Raises UnreadableImage."""
         ...
 
 
@@ -40,22 +37,15 @@ class FolderSource:
 
     def __init__(self, folder: Path, in_chans: int) -> None:
         self._folder = folder
-        self._mode = _MODES[in_chans]
+        self._in_chans = in_chans
         self.keys = _find_images(folder)
         tops = [key.partition("/")[0] if "/" in key else None for key in self.keys]
         self.classes: list[str] = [] if None in tops else sorted({top for top in tops if top is not None})
         places = {name: place for place, name in enumerate(self.classes)}
         self.labels = [places[top] for top in tops if top is not None] if self.classes else []
 
-    def read(self, index: int) -> Image.Image:
-        path = self._folder / self.keys[index]
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise UnreadableImage(f"{path}: {image.mode} pixels (16 or 32 bits) are not supported; convert it to 8 bits")
-                return image.convert(self._mode)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableImage(f"{path}: {error}") from error
+    def read(self, index: int) -> Pixels:
+        return read_image(self._folder / self.keys[index], self._in_chans)
 
 
 class DigitsSource:
@@ -75,8 +65,24 @@ class DigitsSource:
 
 
 def open_source(place: str, *, in_chans: int) -> ImageSource:
-    """The images at `place`. Raises DataError where there are none."""
-    return DigitsSource() if place == DIGITS else FolderSource(Path(place), in_chans)
+    """The images at `place`. Raises DataError where there are none, and where the first one has other channels than the model."""
+    if place == DIGITS:
+        return DigitsSource()
+    source = FolderSource(Path(place), in_chans)
+    _check_first_image(source)
+    return source
+
+
+def _check_first_image(source: ImageSource) -> None:
+    """Raises DataError where the first readable image does not fit the model: the others will not either, and need not be tried."""
+    for index in range(min(_FIRST_IMAGES, len(source.keys))):
+        try:
+            source.read(index)
+            return
+        except UnfitImage as error:
+            raise DataError(f"data: {error}") from error
+        except UnreadableImage:
+            continue  # counted, and named, when the run comes to it
 
 
 def _find_images(folder: Path) -> list[str]:

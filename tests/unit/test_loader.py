@@ -1,18 +1,38 @@
+import re
 import threading
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from mae_core.data.decode import Pixels
 from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader, measured_batches
-from mae_core.errors import DataError, SpecError
-from mae_core.options import TransformConfig
+from mae_core.data.randaugment import numbers_per_augment, rand_augment
+from mae_core.errors import SpecError
+from mae_core.options import FinetuneTransformConfig, TransformConfig
+from mae_core.randomness import Stream, uniform
 from mae_core.world import World
-from tests.unit.core_fixtures import TINY, PictureSource
+from tests.unit.core_fixtures import TINY, PictureSource, picture
 
 NUM_IMAGES, BATCH = 27, 8  # three steps an epoch, three images left over
 BROKEN = (4, 5, 26)
+
+
+class ArraySource:
+    """Given images, without labels."""
+
+    def __init__(self, images: Sequence[Pixels]) -> None:
+        self.keys = [f"array-{index}" for index in range(len(images))]
+        self.classes: list[str] = []
+        self.labels: list[int] = []
+        self._images = images
+
+    def read(self, index: int) -> Pixels:
+        return self._images[index]
 
 
 def loader(**changes: Any) -> TrainLoader:
@@ -135,15 +155,94 @@ def test_an_image_is_told_of_once() -> None:
     assert skipped.take_new() == {}
 
 
-def test_too_many_broken_images_in_a_row() -> None:
-    broken = loader(source=PictureSource(NUM_IMAGES, broken=range(NUM_IMAGES)))
-    with pytest.raises(DataError, match=r"images in a row cannot be read, the first one picture-\d+"):
-        next(iter(broken.from_step(0, 1)))
+def test_too_many_broken_images_in_a_row_are_told_of_and_not_raised() -> None:
+    """Raised in one worker's thread, it would leave the others waiting in a collective."""
+    skipped = SkippedImages()
+    broken = loader(source=PictureSource(NUM_IMAGES, broken=range(NUM_IMAGES)), skipped=skipped)
+    assert skipped.fatal is None
+    micro, later = broken.from_step(0, 2)
+    assert micro.batch.pixels_BHWC.shape == (BATCH, 8, 8, 3)
+    assert not micro.batch.pixels_BHWC.any()
+    assert later.batch.samples_B.tolist() == next(iter(loader().from_step(1, 2))).batch.samples_B.tolist()
+    assert skipped.fatal is not None
+    assert re.search(r"27 images in a row cannot be read, the first one picture-\d+; .*picture-\d+: broken", skipped.fatal)
+
+
+def test_the_first_reason_to_give_up_stays() -> None:
+    skipped = SkippedImages()
+    skipped.give_up("first")
+    skipped.give_up("second")
+    assert skipped.fatal == "first"
+
+
+def test_what_an_earlier_part_of_the_run_told_of_is_not_told_again() -> None:
+    skipped = SkippedImages({"picture-4": "broken then"})
+    broken = loader(source=PictureSource(NUM_IMAGES, broken=BROKEN), skipped=skipped, batch_size=NUM_IMAGES)
+    next(iter(broken.from_step(0, 1)))
+    assert sorted(skipped.take_new()) == ["picture-26", "picture-5"]
+    assert skipped.known() == {"picture-4": "broken then", "picture-5": "picture-5: broken", "picture-26": "picture-26: broken"}
 
 
 def test_a_batch_larger_than_the_data() -> None:
-    with pytest.raises(SpecError, match=r"optim\.batch_size 28 is larger than the data \(27 training images\); lower it"):
-        loader(batch_size=28)
+    with pytest.raises(SpecError, match=r"optim\.batch_size: each step takes 28 images .*accumulation 7.*only 27 training images; lower"):
+        loader(batch_size=28, accumulation=7)
+
+
+def test_a_batch_that_workers_cannot_share() -> None:
+    with pytest.raises(SpecError, match=r"2 worker\(s\) x accumulation 8; make it a multiple of 16"):
+        loader(batch_size=8, accumulation=8, world=World(0, 2))
+
+
+FINETUNE = FinetuneTransformConfig()
+
+
+def test_rand_augment_comes_after_crop_and_flip_with_numbers_of_its_own() -> None:
+    assert FINETUNE.rand_augment is not None
+    plain = loader(transform=FINETUNE.model_copy(update={"rand_augment": None}), batch_size=NUM_IMAGES)
+    cropped = next(iter(plain.from_step(0, 1))).batch
+    augmented = next(iter(loader(transform=FINETUNE, batch_size=NUM_IMAGES).from_step(0, 1))).batch
+    numbers = uniform(seed=1, epoch=0, stream=Stream.AUGMENT, samples=cropped.samples_B, count=numbers_per_augment(FINETUNE.rand_augment))
+    expected = [
+        np.asarray(rand_augment(Image.fromarray(pixels.numpy()), FINETUNE.rand_augment, drawn.numpy()))
+        for pixels, drawn in zip(cropped.pixels_BHWC, numbers, strict=True)
+    ]
+    assert np.array_equal(augmented.pixels_BHWC.numpy(), np.stack(expected))
+    assert not torch.equal(augmented.pixels_BHWC, cropped.pixels_BHWC)
+
+
+def test_rand_augment_of_grey_images() -> None:
+    grey = TINY.model_copy(update={"in_chans": 1})
+    source = ArraySource([picture(index, mode="L") for index in range(NUM_IMAGES)])
+    assert next(iter(loader(source=source, model=grey, transform=FINETUNE).from_step(0, 1))).batch.pixels_BHWC.shape == (BATCH, 8, 8, 1)
+
+
+@pytest.mark.parametrize(("chans", "dtype", "bits"), [(3, np.uint16, "more than 8"), (4, np.uint8, "8"), (1, np.float32, "more than 8")])
+def test_rand_augment_of_other_images_ends_the_run(chans: int, dtype: type, bits: str) -> None:
+    skipped = SkippedImages()
+    source = ArraySource([np.zeros((9, 9, chans), dtype=dtype)] * NUM_IMAGES)
+    model = TINY.model_copy(update={"in_chans": chans})
+    next(iter(loader(source=source, model=model, transform=FINETUNE, skipped=skipped).from_step(0, 1)))
+    assert skipped.fatal is not None
+    assert re.search(rf"array-\d+ has {chans} channel\(s\) of {bits} bits; set data\.transform\.rand_augment to null", skipped.fatal)
+
+
+def test_batches_of_arrays() -> None:
+    pixels = np.arange(9 * 9 * 5, dtype=np.uint16).reshape(9, 9, 5) * 150
+    whole = TransformConfig(crop_scale=(1.0, 1.0), flip=False)
+    model = TINY.model_copy(update={"image_size": (9, 9), "in_chans": 5})
+    batch = next(iter(loader(source=ArraySource([pixels] * NUM_IMAGES), model=model, transform=whole).from_step(0, 1))).batch
+    assert batch.pixels_BHWC.dtype == torch.float32
+    np.testing.assert_allclose(batch.pixels_BHWC[0].numpy(), pixels / 65535, rtol=1e-6)
+
+
+def test_images_of_different_kinds_in_a_batch_become_floats() -> None:
+    eight = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    source = ArraySource([Image.fromarray(eight), eight.astype(np.uint16) * 257, eight.astype(np.float32)])
+    batch = next(measured_batches(source, [0, 1, 2], size=(8, 8), batch_size=3, num_threads=1, skipped=SkippedImages()))
+    assert batch.pixels_BHWC.dtype == torch.float32
+    assert torch.equal(batch.pixels_BHWC[0], torch.from_numpy(eight) / 255)
+    assert torch.equal(batch.pixels_BHWC[1], batch.pixels_BHWC[0])
+    assert torch.equal(batch.pixels_BHWC[2], torch.from_numpy(eight).float())
 
 
 def test_leaving_early_ends_the_threads() -> None:

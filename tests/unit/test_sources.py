@@ -68,3 +68,30 @@ def test_validation_must_have_the_same_classes(tmp_path: Path) -> None:
         check(tmp_path / "train", labels=True, validation=str(tmp_path / "test"))
     with pytest.raises(Invalid, match=r"data\.validation: the folder .* does not exist"):
         check(tmp_path / "train", labels=True, validation=str(tmp_path / "nope"))
+
+
+def test_an_evaluation_may_be_of_one_class(tmp_path: Path) -> None:
+    """Its classes are the encoder's, which only the workers open."""
+    image(tmp_path / "cat" / "x.npy")
+    evaluate = {"kind": "evaluate", "name": "e", "encoder": {"init": "random"}, "model": RGB, "data": {"source": str(tmp_path)}}
+    check_sources(RUN_SPEC.validate_python(evaluate))
+    image(tmp_path / "loose.tif")
+    with pytest.raises(Invalid, match=r"labels are missing: 'loose\.tif' lies in"):
+        check_sources(RUN_SPEC.validate_python(evaluate))
+
+
+def test_labels_of_evaluations_during_a_pretraining(tmp_path: Path) -> None:
+    def check_labelled(source: Path, **data: Any) -> None:
+        labelled = {"source": str(source), **(data or {"validation_fraction": 0.2})}
+        check_sources(RUN_SPEC.validate_python(PRETRAIN | {"evaluation": {"labelled": labelled}}))
+
+    with pytest.raises(Invalid, match=r"evaluation\.labelled\.source: the folder '.*nope' does not exist"):
+        check_labelled(tmp_path / "nope")
+    for name in ("train/cat", "train/dog", "test/cat", "test/cow"):
+        image(tmp_path / name / "x.png")
+    check_labelled(tmp_path / "train")
+    with pytest.raises(Invalid, match=r"evaluation\.labelled\.validation: .*not those of evaluation\.labelled\.source.*cow, dog"):
+        check_labelled(tmp_path / "train", validation=str(tmp_path / "test"))
+    (tmp_path / "train" / "dog" / "x.png").unlink()
+    with pytest.raises(Invalid, match="only one class folder, 'cat'"):
+        check_labelled(tmp_path / "train")
