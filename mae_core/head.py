@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mae_core.errors import DivergedError, SpecError
 from mae_core.features import Features
-from mae_core.optim import cosine_lr, set_lr
+from mae_core.optim import cosine_lr, probe_optimizer, set_lr
 from mae_core.options import ProbeOptim
 from mae_core.randomness import Stream, permutation
 
@@ -51,7 +51,7 @@ def train_head(head: ProbeHead, train: Features, *, optim: ProbeOptim, seed: int
     """
     epoch_steps = steps_per_epoch(optim, len(train.labels_N))
     num_steps, warmup_steps = optim.epochs * epoch_steps, optim.warmup_epochs * epoch_steps
-    optimizer = torch.optim.SGD(head.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    optimizer = probe_optimizer(head.parameters(), optim)
     head.train()
     for epoch in range(optim.epochs):
         order = permutation(len(train.labels_N), seed=seed, epoch=epoch, stream=Stream.HEAD_ORDER).to(train.labels_N.device)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from mae_core.classifier import Classifier
 from mae_core.errors import EncoderError
-from mae_core.export import WEIGHTS, load_encoder, write_classifier, write_encoder, write_probe
+from mae_core.export import WEIGHTS, has_head, load_classifier, load_encoder, write_classifier, write_encoder, write_probe
+from mae_core.head import ProbeHead
 from mae_core.options import ModelConfig, NormalizeConfig
-from mae_core.probe import ProbeHead
+from mae_core.patches import resize_positions
 from mae_core.vit import Encoder, initialise
 from tests.torchvision_ops import import_torchvision
 from tests.unit.core_fixtures import TINY
@@ -18,6 +20,7 @@ from tests.unit.core_fixtures import TINY
 import_torchvision()
 import timm  # noqa: E402  (needs the line above)
 
+CLASSES = ["ant", "bee", "cat", "dog"]
 MODELS = [
     pytest.param(ModelConfig(arch="vit_tiny_patch4", image_size=16), id="square"),
     pytest.param(ModelConfig(arch="vit_tiny_patch8", image_size=(32, 48)), id="non-square"),
@@ -81,19 +84,16 @@ def test_timm_loads_the_encoder_whole_with_equal_features(model: ModelConfig, tm
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("model", [MODELS[1], MODELS[2]])
 @torch.no_grad()
-def test_timm_loads_the_classifier_with_equal_logits(model: ModelConfig, pooling: str, tmp_path: Path) -> None:
-    classes = ["ant", "bee", "cat", "dog"]
-    generator = torch.Generator().manual_seed(1)
-    ours = Classifier(encoder_of(model), num_classes=4, pooling=pooling, generator=generator)  # type: ignore[arg-type]
-    stirred(ours).eval()
-    write_classifier(ours, tmp_path, classes=classes, normalize=normalize_of(model))
+def test_timm_loads_the_classifier_with_equal_logits(model: ModelConfig, pooling: Literal["mean", "cls"], tmp_path: Path) -> None:
+    ours = classifier_of(model, pooling)
+    write_classifier(ours, tmp_path, classes=CLASSES, normalize=normalize_of(model))
     names = load_file(tmp_path / WEIGHTS).keys()
     assert ("fc_norm.weight" in names, "norm.weight" in names) == (pooling == "mean", pooling == "cls")
     logits = ours(images_for(model))
     assert logits.std() > 0.01
     theirs = in_timm(tmp_path)
     torch.testing.assert_close(theirs(images_for(model)), logits, rtol=0, atol=1e-5)
-    assert theirs.pretrained_cfg["label_names"] == classes  # type: ignore[index]
+    assert theirs.pretrained_cfg["label_names"] == CLASSES  # type: ignore[index]
 
 
 def test_what_was_written_is_loaded(tmp_path: Path) -> None:
@@ -117,24 +117,91 @@ def test_writing_leaves_no_trace_in_the_encoder(tmp_path: Path) -> None:
     assert loaded.cls_token.any()
 
 
-def test_another_model_than_the_wanted_one(tmp_path: Path) -> None:
+def classifier_of(model: ModelConfig, pooling: Literal["mean", "cls"]) -> Classifier:
+    classifier = Classifier(encoder_of(model), num_classes=len(CLASSES), pooling=pooling, generator=torch.Generator().manual_seed(1))
+    stirred(classifier)
+    return classifier.eval()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@torch.no_grad()
+def test_a_classifier_that_was_written_is_loaded(tmp_path: Path, pooling: Literal["mean", "cls"]) -> None:
+    classifier = classifier_of(TINY, pooling)
+    write_classifier(classifier, tmp_path, classes=CLASSES, normalize=normalize_of(TINY))
+    assert has_head(tmp_path)
+    loaded = load_classifier(tmp_path, wanted=TINY)
+    assert (loaded.classes, loaded.normalize, loaded.classifier.encoder.model) == (CLASSES, normalize_of(TINY), TINY)
+    assert torch.equal(loaded.classifier.eval()(images_for(TINY)), classifier(images_for(TINY)))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier"])
+@torch.no_grad()
+def test_positions_are_interpolated_for_another_image_size(tmp_path: Path, kind: str) -> None:
+    wanted = ModelConfig(arch="vit_tiny_patch4", image_size=(8, 16))
+    if kind == "encoder":
+        saved = encoder_of(TINY)
+        write_encoder(saved, tmp_path, normalize=normalize_of(TINY))
+        loaded, _ = load_encoder(tmp_path, wanted=wanted)
+    else:
+        classifier = classifier_of(TINY, "mean")
+        saved = classifier.encoder
+        write_classifier(classifier, tmp_path, classes=CLASSES, normalize=normalize_of(TINY))
+        found = load_classifier(tmp_path, wanted=wanted).classifier
+        assert found(images_for(wanted)).shape == (2, len(CLASSES))
+        loaded = found.encoder
+    assert loaded.model == wanted
+    assert torch.equal(loaded.pos_embed, resize_positions(saved.pos_embed, (2, 2), (2, 4)))
+    assert loaded(images_for(wanted)).shape == (2, 9, 192)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            ModelConfig(arch="vit_tiny_patch8", image_size=8),
+            r"arch is 'vit_tiny_patch4', but the spec's model has 'vit_tiny_patch8'; leave",
+        ),
+        (ModelConfig(arch="vit_tiny_patch4", image_size=12, in_chans=1), r"in_chans is 3, but the spec's model has 1; leave model out"),
+    ],
+)
+def test_another_model_than_the_wanted_one(tmp_path: Path, wanted: ModelConfig, message: str) -> None:
     write_encoder(encoder_of(TINY), tmp_path, normalize=normalize_of(TINY))
-    wanted = ModelConfig(arch="vit_tiny_patch4", image_size=12)
-    with pytest.raises(EncoderError, match=r"is vit_tiny_patch4 on \(8, 8\) x 3, but the spec's model is .*\(12, 12\)"):
+    with pytest.raises(EncoderError, match=message):
         load_encoder(tmp_path, wanted=wanted)
+
+
+def test_a_classifier_is_no_encoder_and_an_encoder_no_classifier(tmp_path: Path) -> None:
+    for name in ("encoder", "classifier"):
+        (tmp_path / name).mkdir()
+    write_encoder(encoder_of(TINY), tmp_path / "encoder", normalize=normalize_of(TINY))
+    write_classifier(classifier_of(TINY, "cls"), tmp_path / "classifier", classes=CLASSES, normalize=normalize_of(TINY))
+    assert not has_head(tmp_path / "encoder")
+    with pytest.raises(EncoderError, match="is a fine-tuned model with a head; name the encoder that it started from"):
+        load_encoder(tmp_path / "classifier", wanted=None)
+    with pytest.raises(EncoderError, match="has no head; name a folder that a fine-tuning wrote"):
+        load_classifier(tmp_path / "encoder", wanted=None)
+
+
+def test_a_classifier_whose_tensors_do_not_fit(tmp_path: Path) -> None:
+    write_classifier(classifier_of(TINY, "mean"), tmp_path, classes=CLASSES, normalize=normalize_of(TINY))
+    state = load_file(tmp_path / WEIGHTS)
+    save_file(state | {"head.bias": torch.zeros(3), "fc_norm.bias": state["fc_norm.bias"].half()}, tmp_path / WEIGHTS)
+    with pytest.raises(EncoderError, match=r"head\.bias has shape \(3,\), not \(4,\); fc_norm\.bias is float16, not float32$"):
+        load_classifier(tmp_path, wanted=None)
 
 
 def test_every_tensor_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     write_encoder(encoder_of(TINY), tmp_path, normalize=normalize_of(TINY))
     state = load_file(tmp_path / WEIGHTS)
     del state["norm.weight"]
-    state |= {"head.weight": torch.zeros(2, 192), "cls_token": torch.zeros(1, 1, 5)}
+    state |= {"head.weight": torch.zeros(2, 192), "cls_token": torch.zeros(1, 1, 5), "norm.bias": state["norm.bias"].double()}
     save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(EncoderError) as caught:
         load_encoder(tmp_path, wanted=None)
     message = str(caught.value)
     assert str(tmp_path / WEIGHTS) in message
-    assert "norm.weight is missing; head.weight is not part of this model; cls_token has shape (1, 1, 5), not (1, 1, 192)" in message
+    assert "norm.weight is missing; head.weight is not part of this model; " in message
+    assert "cls_token has shape (1, 1, 5), not (1, 1, 192); norm.bias is float64, not float32" in message
 
 
 def test_a_long_list_of_misfits_is_shortened(tmp_path: Path) -> None:
