@@ -82,7 +82,6 @@ def _train(spec: Spec, output: Path, states: StateFolder) -> Run | DivergedError
     """From the newest training state to the end, or to where it diverged. Points of steps behind that state leave `metrics.jsonl`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
-    states.wait()
     step = states.take_up(run) if run.resumes else 0
     before = output / "metrics.jsonl"
     lines = before.read_text().splitlines(keepends=True) if before.exists() and step else []
@@ -98,6 +97,8 @@ def _train(spec: Spec, output: Path, states: StateFolder) -> Run | DivergedError
             if not run.resumes:
                 raise
             return error.with_traceback(None)  # without the frames that hold the run
+        finally:
+            states.wait()
     return run
 
 

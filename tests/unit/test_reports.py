@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from service.bodylimit import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from service.ray_jobs import RayStatus
 from tests.unit.service_fixtures import Service
-from workers.contract import EventType, JobStatus, attempt_token
+from workers.contract import CONTRACT_VERSION, EventType, JobStatus, attempt_token
 
 Send = Callable[..., Any]
 AT = "2026-01-01T00:00:00Z"
@@ -118,16 +118,19 @@ def test_a_reason_nobody_knows_is_ours_to_mend(send: Send, service: Service, job
 
 def test_artifacts(send: Send, service: Service, job: str, client: TestClient) -> None:
     prefix = f"jobs/{job}/"
-    events = [("reconstructions_written", {"step": 4, "key": f"{prefix}reconstructions/step=4.png", "bytes": 10, "sha256": "a" * 64})]
+    arrays = {"key": f"{prefix}reconstructions/step=4.npz", "bytes": 11, "sha256": "b" * 64}
+    picture = {"step": 4, "key": f"{prefix}reconstructions/step=4.png", "bytes": 10, "sha256": "a" * 64, "arrays": arrays}
+    events: list[tuple[str, dict[str, Any]]] = [("reconstructions_written", picture)]
     events += [("training_state_committed", {"step": n, "key": f"{prefix}training_state/step={n}/", "bytes": 99}) for n in range(1, 5)]
     send(events=events)
     found = client.get(f"/v1/jobs/{job}/artifacts").json()["artifacts"]
     assert [(item["name"], item["kind"], item["bytes"], item["sha256"]) for item in found] == [
+        ("reconstructions/step=4.npz", "reconstruction_arrays", 11, "b" * 64),
         ("reconstructions/step=4.png", "reconstruction", 10, "a" * 64),
         ("training_state/step=3/", "training_state", 99, None),  # workers keep two
         ("training_state/step=4/", "training_state", 99, None),
     ]
-    assert found[0]["uri"] == f"s3://maestro/{prefix}reconstructions/step=4.png"
+    assert found[1]["uri"] == f"s3://maestro/{prefix}reconstructions/step=4.png"
 
 
 @pytest.mark.parametrize(
@@ -175,9 +178,9 @@ def test_a_finished_job_hears_no_more(send: Send, service: Service, job: str) ->
 
 
 def test_another_contract_version(send: Send) -> None:
-    answer = send(contract=2)
+    answer = send(contract=CONTRACT_VERSION + 1)
     assert answer.status_code == 409
-    assert "contract version 2" in answer.json()["detail"]
+    assert f"contract version {CONTRACT_VERSION + 1}" in answer.json()["detail"]
     assert answer.json()["type"] == "urn:maestro:conflict"
 
 

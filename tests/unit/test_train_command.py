@@ -5,20 +5,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mae_core import train as train_command
 from mae_core.export import WEIGHTS, load_encoder
-from mae_core.loop import Progress
+from mae_core.loop import Progress, Training
 from mae_core.options import ARCH_SIZES, ModelConfig
 from mae_core.train import main
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
 
 PROJECT = Path(__file__).parents[2]
-STATE = "training_state.safetensors"
+STATES = "training_state"
 DIGITS = """\
 kind: pretrain
 name: digits
@@ -73,6 +74,18 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_command, "_tell", interrupting)
 
 
+def interrupted(spec: Path, output: Path, *, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has ended behind step `at`."""
+    with monkeypatch.context() as patched:
+        interrupt_at(at, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, output)
+
+
+def saved_steps(output: Path) -> list[int]:
+    return sorted(int(folder.name.removeprefix("step=")) for folder in (output / STATES).iterdir())
+
+
 def watch_steps(output: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Gets the steps taken, and how many points are on disk after each."""
     tell, seen = train_command._tell, dict[int, int]()
@@ -100,7 +113,9 @@ def test_the_digits_from_spec_to_encoder_and_probe(tmp_path: Path, capsys: pytes
     assert [point["step"] for point in points] == list(range(1, 7))  # three batches an epoch
     assert said == {"result": str(tmp_path / "out" / "result"), "metrics": {"loss": points[-1]["loss"]}}
     assert (tmp_path / "out" / "reconstructions.png").stat().st_size > 1000
-    assert not (tmp_path / "out" / STATE).exists()
+    with np.load(tmp_path / "out" / "reconstructions.npz") as arrays:
+        assert arrays["prediction"].shape == arrays["input"].shape
+    assert not (tmp_path / "out" / STATES).exists()
     wanted = ModelConfig(arch="vit_tiny_patch4", image_size=8, in_chans=1)
     load_encoder(tmp_path / "out" / "result", wanted=wanted)
 
@@ -128,11 +143,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
         del content["decoder"]
         spec.write_text(yaml.safe_dump(content))
     assert run(spec, tmp_path / "undisturbed") == 0
-    with monkeypatch.context() as patched:
-        interrupt_at(4, patched)
-        with pytest.raises(KeyboardInterrupt):
-            run(spec, tmp_path / "interrupted")
-    assert int(load_file(tmp_path / "interrupted" / STATE)["step"]) == 3
+    interrupted(spec, tmp_path / "interrupted", at=4, monkeypatch=monkeypatch)
+    assert saved_steps(tmp_path / "interrupted") == [3]
     with monkeypatch.context() as patched:
         steps = watch_steps(tmp_path / "interrupted", patched)
         assert run(spec, tmp_path / "interrupted") == 0
@@ -146,23 +158,74 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert said[0] == said[1]
 
 
-def test_a_state_of_another_spec_or_none_at_all_is_not_taken_up(
+def test_a_state_of_another_spec_is_not_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    with monkeypatch.context() as patched:
-        interrupt_at(4, patched)
-        with pytest.raises(KeyboardInterrupt):
-            run(spec_file(tmp_path), output)
+    interrupted(spec_file(tmp_path), output, at=4, monkeypatch=monkeypatch)
     assert run(spec_file(tmp_path, seed=1), output) == 1
     assert "is the training state of another spec; choose another --output, or delete it" in capsys.readouterr().err
     assert run(spec_file(tmp_path, name="renamed", checkpoint={"every_steps": 4}), output) == 0
-    (output / STATE).write_bytes(b"half a file")
-    capsys.readouterr()
-    assert run(spec_file(tmp_path), output) == 1
-    assert re.search(rf"{STATE} cannot be read .*; delete it to start over", capsys.readouterr().err)
-    save_file({"step": torch.tensor(3)}, output / STATE)
-    assert run(spec_file(tmp_path), output) == 1
+
+
+def test_a_damaged_state_is_passed_over_and_an_unfinished_one_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    spec = spec_file(tmp_path, checkpoint={"every_steps": 1})
+    interrupted(spec, output, at=7, monkeypatch=monkeypatch)
+    kept = saved_steps(output)
+    assert len(kept) == 2
+    (output / STATES / "step=0000000009.unfinished").mkdir()
+    newest = output / STATES / f"step={kept[-1]:010d}" / "state-00000.safetensors"
+    newest.write_bytes(b"half a file")
+    with monkeypatch.context() as patched:
+        steps = watch_steps(output, patched)
+        interrupt_at(kept[0] + 1, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, output)
+    assert list(steps)[0] == kept[0] + 1
+    assert re.search(r"the training state in .* cannot be read: .*; going back to the one before", capsys.readouterr().err)
+    for file in (output / STATES).glob("step=*/*.safetensors"):
+        file.write_bytes(b"half a file")
+    assert run(spec, output) == 1
+    assert re.search(rf"cannot be read: .*; delete {output / STATES} to start over\n$", capsys.readouterr().err)
+
+
+def diverging_at(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of these steps is not a number, each one once."""
+    take_gradients = Training._take_gradients
+
+    def diverging(training: Training, batches: Any) -> torch.Tensor:
+        loss = take_gradients(training, batches)
+        if training.step + 1 in steps:
+            steps.remove(training.step + 1)
+            for parameter in training.module.parameters():
+                parameter.grad = None if parameter.grad is None else torch.full_like(parameter.grad, float("nan"))
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(Training, "_take_gradients", diverging)
+
+
+def test_where_the_loss_is_not_finite_for_too_long_it_goes_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = {"epochs": 2, "batch_size": 4, "base_lr": 0.01, "warmup_epochs": 1, "max_dropped_steps": 1}
+    spec = spec_file(tmp_path, optim=optim)
+    assert run(spec, tmp_path / "undisturbed") == 0
+    with monkeypatch.context() as patched:
+        diverging_at([5, 6], patched)
+        assert run(spec, tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "dropped step 5 (loss nan" in said
+    assert re.search(r"2 step\(s\) in a row had no finite loss .* the first: step 5 .*; going back to the newest training state", said)
+    undisturbed, again = ({point["step"]: point["loss"] for point in metrics_of(tmp_path / name)} for name in ("undisturbed", "out"))
+    assert again == undisturbed
+    with monkeypatch.context() as patched:
+        diverging_at([5, 5, 6, 6], patched)
+        assert run(spec, tmp_path / "again") == 1
+    assert "error: 2 step(s) in a row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
