@@ -1,0 +1,180 @@
+"""The paper's linear probe (Table 10): images augmented anew in every epoch, and a linear head on a frozen encoder's features of them.
+
+Each worker encodes its part of a batch; then all of them take the same step on the features of the whole batch. So the head's batch
+statistics are those of the whole batch, for any number of workers and any accumulation. Shapes: N images of a batch, D width.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_core.config import ProbeSpec
+from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
+from mae_core.data.source import LabelledData
+from mae_core.data.statistics import channel_statistics
+from mae_core.data.transforms import normalise
+from mae_core.export import write_probe
+from mae_core.features import encode_features
+from mae_core.head import ProbeHead, head_accuracy
+from mae_core.loop import CanSave, Progress, Training, WantsStop, always
+from mae_core.optim import probe_optimizer
+from mae_core.options import NormalizeConfig, ProbeOptim
+from mae_core.parallel import grad_norm
+from mae_core.rounds import newly_skipped, stop_agreed
+from mae_core.run import TrainedRun, seeded, starting_encoder
+from mae_core.vit import pool
+from mae_core.world import World, autocast
+
+_MAX_DROPPED_STEPS = 10  # in a row
+
+
+class ProbeTraining(Training):
+    """Training of a head on features that are made anew for each step; `encode` makes a worker's own, (B, D), without gradients."""
+
+    def __init__(
+        self,
+        *,
+        head: ProbeHead,
+        encode: Callable[[MicroBatch], Tensor],
+        loader: TrainLoader,
+        optim: ProbeOptim,
+        world: World,
+        max_skipped: float,
+        save_every: int,
+    ) -> None:
+        self._encode = encode
+        super().__init__(
+            module=head,
+            optimizer=probe_optimizer(head.parameters(), optim),
+            loader=loader,
+            optim=optim,
+            loss=_loss_of_a_part,
+            world=world,
+            max_skipped=max_skipped,
+            max_dropped=_MAX_DROPPED_STEPS,
+            save_every=save_every,
+        )
+
+    def _settle_buckets(self) -> None:
+        """Nothing to settle: all workers have the same gradients, whose mean has no order. And a pass would enter the batch statistics."""
+
+    def _take_gradients(self, batches: Iterator[MicroBatch]) -> Tensor:
+        features_ND, labels_N = self._whole_batch(batches)
+        before = [buffer.clone() for buffer in self.module.buffers()]
+        loss = F.cross_entropy(self._replica(features_ND), labels_N)
+        loss.backward()  # type: ignore[no-untyped-call]
+        is_kept = grad_norm(self.module).isfinite()
+        for buffer, old in zip(self.module.buffers(), before, strict=True):
+            buffer.copy_(torch.where(is_kept, buffer, old))  # a dropped step leaves no trace in the batch statistics
+        return loss.detach()
+
+    def _whole_batch(self, batches: Iterator[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels (N,) of all workers and micro-batches, in the order of the data."""
+        features, labels = [], []
+        for _ in range(self._optim.accumulation):
+            micro = self._next(batches)
+            features.append(self._of_all_workers(self._encode(micro)))
+            labels.append(self._of_all_workers(micro.batch.labels_B.to(self.world.device, non_blocking=True)))
+        return torch.cat(features), torch.cat(labels)
+
+    def _of_all_workers(self, rows: Tensor) -> Tensor:
+        """Each worker's `rows`, in order of rank, on all of them."""
+        by_rank = rows.new_zeros(self.world.size, *rows.shape)
+        by_rank[self.world.rank] = rows
+        return self.world.sum(by_rank).flatten(0, 1)
+
+
+def _loss_of_a_part(replica: nn.Module, micro: MicroBatch) -> Tensor:
+    raise AssertionError("a probe's loss is that of the whole batch")
+
+
+class AugmentedProbeRun(TrainedRun):
+    """A linear probe whose images are augmented: `spec.data.transform` is given. Its result is the head and its accuracy."""
+
+    def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None) -> None:
+        assert spec.data.transform is not None
+        self._spec: ProbeSpec = spec  # type: ignore[assignment]
+        self._world = world
+        self.metrics = {}
+        encoder, normalize = starting_encoder(spec, encoder_folder, spec.seed)
+        self._encoder = encoder.to(world.device).eval().requires_grad_(False)
+        self.model = encoder.model
+        self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._open_normalize(normalize, auto=self._channel_statistics if spec.data.normalize == "auto" else None)
+        self._head = ProbeHead(self.model.width, len(self._data.classes), seeded(spec.seed)).to(world.device)
+        self.training: ProbeTraining = ProbeTraining(
+            head=self._head,
+            encode=self._encode,
+            loader=TrainLoader(
+                source=self._data.train_source,
+                members=self._data.train,
+                model=self.model,
+                transform=spec.data.transform,
+                seed=spec.seed,
+                batch_size=spec.optim.batch_size,
+                accumulation=spec.optim.accumulation,
+                world=world,
+                num_threads=spec.resources.cpus_per_worker,
+                skipped=SkippedImages(),
+            ),
+            optim=spec.optim,
+            world=world,
+            max_skipped=spec.data.max_corrupt_fraction,
+            save_every=spec.checkpoint.every_steps,
+        )
+
+    def _channel_statistics(self) -> NormalizeConfig:
+        loader = self.training.loader
+        return channel_statistics(
+            loader.source,
+            loader.members,
+            in_chans=self.model.in_chans,
+            world=self._world,
+            num_threads=loader.num_threads,
+            skipped=loader.skipped,
+        )
+
+    def _encode(self, micro: MicroBatch) -> Tensor:
+        images_BCHW = normalise(micro.batch.pixels_BHWC.to(self._world.device, non_blocking=True), self.normalize)
+        with torch.no_grad(), autocast(self._world.device):
+            return pool(self._encoder(images_BCHW), self._spec.pooling).float()
+
+    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
+        self._settle_normalize()
+        for progress in self.training.steps(wants_stop, can_save):
+            self._keep_last(progress)
+            yield progress
+            if progress.stop_agreed:
+                return
+        yield from self._evaluate(wants_stop)
+
+    def _evaluate(self, wants_stop: WantsStop) -> Iterator[Progress]:
+        """Measures the head on the validation images, centre-cropped, yielding as they are encoded."""
+        step, epochs, skipped = self.training.num_steps, float(self._spec.optim.epochs), SkippedImages()
+        for _ in self._encode_held_back(skipped):
+            new, stop = newly_skipped(skipped, self._world), stop_agreed(wants_stop, self._world)
+            yield Progress(step, step, epochs, skipped=new, stop_agreed=stop)
+            if stop:
+                return
+        accuracy = head_accuracy(self._head, self._held_back)
+        self.metrics |= {"val_accuracy": accuracy, "val_accuracy_seeds": [accuracy]}
+        yield Progress(step, step, epochs, evaluated={"val_accuracy": accuracy})
+
+    def _encode_held_back(self, skipped: SkippedImages) -> Generator[None]:
+        self._held_back = yield from encode_features(
+            self._encoder,
+            self._data.validation_source,
+            self._data.validation,
+            pooling=self._spec.pooling,
+            normalize=self.normalize,
+            world=self._world,
+            num_threads=self._spec.resources.cpus_per_worker,
+            skipped=skipped,
+            max_corrupt_fraction=self._spec.data.max_corrupt_fraction,
+        )
+
+    def write_result(self, folder: Path) -> None:
+        write_probe([self._head], folder)
