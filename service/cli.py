@@ -133,7 +133,7 @@ def submit(
 @app.command()
 def jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only pretrain, probe or finetune.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only pretrain, probe, finetune or evaluate.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
     as_json: JsonOption = False,
 ) -> None:
@@ -220,7 +220,7 @@ def fetch(
     with connect() as client:
         manifest, folder = client.download_result(job, (to or Path(job)).absolute())
     typer.echo(f"{len(manifest.files)} file(s) with the right sha256 in {folder}")
-    if manifest.kind != "probe":
+    if manifest.kind in ("pretrain", "finetune"):
         typer.echo(f'load it with: timm.create_model("local-dir:{folder}", pretrained=True)')
 
 

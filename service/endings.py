@@ -15,7 +15,7 @@ from service.models import AttemptRow
 from service.policy import CommittedResult
 from service.ray_jobs import RayJobs
 from service.storage import ObjectNotFound, Storage, StoredObject
-from workers.contract import MANIFEST, EncoderManifest, EventType, JobStatus, Reason, result_prefix
+from workers.contract import MANIFEST, EncoderManifest, EventType, JobStatus, Reason, result_artifact, result_prefix
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +84,13 @@ def succeed(session: Session, claimed: Claimed, result: CommittedResult, *, buck
     """The result's files as artifacts, and the job through all statuses that it was not in yet: reports may have been lost."""
     job, manifest = claimed.job, result.manifest
     folder = result_prefix(artifacts.job_prefix(job.id), manifest.kind)
-    kind = "probe" if manifest.kind == "probe" else "encoder"
     sizes = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()} | {MANIFEST: (result.num_bytes, None)}
     for name, (num_bytes, sha256) in sizes.items():
         artifacts.add(
             session,
             job.id,
             key=folder + name,
-            kind=kind,
+            kind=result_artifact(manifest.kind),
             attempt=manifest.attempt,
             num_bytes=num_bytes,
             sha256=sha256,

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from mae_core.config import FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,12 @@ def _field_paths(model: type[BaseModel], prefix: str = "") -> set[str]:
     return paths
 
 
-_KINDS: dict[str, type[BaseModel]] = {"pretrain": PretrainSpec, "probe": ProbeSpec, "finetune": FinetuneSpec}
+_KINDS: dict[str, type[BaseModel]] = {
+    "pretrain": PretrainSpec,
+    "probe": ProbeSpec,
+    "finetune": FinetuneSpec,
+    "evaluate": EvaluateSpec,
+}
 _FIELDS = set[str]().union(*(_field_paths(spec) for spec in _KINDS.values()))
 
 

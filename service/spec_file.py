@@ -11,7 +11,7 @@ from mae_core.config import RUN_SPEC
 from mae_core.options import DIGITS
 
 _PATHS = (("data", "source"), ("data", "validation"), ("encoder", "file"))
-_KINDS = ("pretrain", "probe", "finetune")
+_KINDS = ("pretrain", "probe", "finetune", "evaluate")
 
 
 class SpecFileError(ValueError):

@@ -19,27 +19,36 @@ _FILES = ("config.json", "model.safetensors")
 
 def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources_are_local: bool) -> Spec:
     """The spec with its encoder named by an artifact and with the encoder's model; or Invalid with what to do."""
-    if isinstance(spec, PretrainSpec) or spec.encoder.init is not None:
+    if isinstance(spec, PretrainSpec):
+        return spec
+    if spec.encoder.init is not None:
+        _check_evaluation(spec, has_head=False)
         return spec
     if spec.encoder.file is not None:
         return _from_file(spec, spec.encoder.file, sources_are_local=sources_are_local)
     field = "encoder.job" if spec.encoder.job is not None else "encoder.artifact"
-    uri = _job_result(database, spec.encoder.job) if spec.encoder.job is not None else spec.encoder.artifact
+    uri = _job_result(database, spec.encoder.job, spec) if spec.encoder.job is not None else spec.encoder.artifact
     assert uri is not None
     uri = uri.rstrip("/") + "/"
-    model = _read_model(storage, uri, field=field)
+    manifest = _manifest(_read_manifest(storage, uri, field=field), field=field, where=uri)
     frozen = spec.model_copy(update={"encoder": EncoderRef(artifact=uri)})
-    return _with_model(frozen, model, where=uri)
+    return _with_encoder(frozen, manifest, field=field, where=uri)
 
 
-def _job_result(database: Database, job_id: str) -> str:
+def _usable(spec: Labelled) -> list[str]:
+    """Kinds of jobs whose result the spec can start from."""
+    return ["pretrain", "finetune"] if isinstance(spec, EvaluateSpec) else ["pretrain"]
+
+
+def _job_result(database: Database, job_id: str, spec: Labelled) -> str:
     field = "encoder.job"
     with database.read() as session:
         row = session.get(JobRow, job_id)
     if row is None:
         raise Invalid(field, f"there is no job {job_id}")
-    if row.kind != "pretrain":
-        raise Invalid(field, f"job {job_id} is a {row.kind}; name a pretrain job, or give the encoder as an artifact")
+    if row.kind not in _usable(spec):
+        wanted = " or ".join(_usable(spec))
+        raise Invalid(field, f"job {job_id} is of kind {row.kind}; name a {wanted} job, or give the encoder as an artifact")
     if row.status in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise Invalid(field, f"job {job_id} is {row.status}, so it left no encoder; name a job that has succeeded")
     if row.status != JobStatus.SUCCEEDED or row.result_uri is None:
@@ -47,23 +56,42 @@ def _job_result(database: Database, job_id: str) -> str:
     return row.result_uri
 
 
-def _read_model(storage: Storage, uri: str, *, field: str) -> ModelConfig:
+def _read_manifest(storage: Storage, uri: str, *, field: str) -> str:
     bucket, key = split_uri(uri)
     try:
-        text = storage.read_text(key + MANIFEST, bucket=bucket)
+        return storage.read_text(key + MANIFEST, bucket=bucket)
     except ObjectNotFound:
         raise Invalid(field, f"{uri} does not exist: there is no {MANIFEST} in it; name a folder that a job has committed") from None
-    return _model_of(text, field=field, where=uri)
 
 
-def _model_of(text: str, *, field: str, where: str) -> ModelConfig:
+def _manifest(text: str, *, field: str, where: str) -> EncoderManifest:
     try:
-        manifest = EncoderManifest.model_validate_json(text)
+        return EncoderManifest.model_validate_json(text)
     except ValidationError:
         raise Invalid(field, f"the {MANIFEST} of {where} is not an encoder's of this version of MAEstro; name another") from None
-    if manifest.kind != "pretrain":
-        raise Invalid(field, f"{where} is the result of a {manifest.kind}, not a pretrained encoder; name the encoder that it started from")
-    return manifest.model
+
+
+def _with_encoder(spec: Labelled, manifest: EncoderManifest, *, field: str, where: str) -> Labelled:
+    if manifest.kind not in _usable(spec):
+        was = f"{where} is the result of a job of kind {manifest.kind}"
+        raise Invalid(field, f"{was}, not {' or '.join(_usable(spec))}; name the encoder that it started from")
+    _check_evaluation(spec, has_head=manifest.kind == "finetune")
+    return _with_model(spec, manifest.model, where=where)
+
+
+def _check_evaluation(spec: Labelled, *, has_head: bool) -> None:
+    """What an evaluation needs, and what it would ignore, depends on whether the model has a head."""
+    if not isinstance(spec, EvaluateSpec):
+        return
+    for field in ("knn", "pooling"):
+        if has_head and field in spec.model_fields_set:
+            raise Invalid(field, "a fine-tuned model is measured by its own head and pooling; leave it out")
+    if not has_head and spec.data.validation is None and not spec.data.validation_fraction:
+        raise Invalid(
+            "data",
+            "an encoder without a head is measured by k-NN against labelled images: hold some back, "
+            "with validation (a folder) or validation_fraction (such as 0.2)",
+        )
 
 
 def _with_model(spec: Labelled, model: ModelConfig, *, where: str) -> Labelled:
@@ -92,4 +120,4 @@ def _from_file(spec: Labelled, path: str, *, sources_are_local: bool) -> Labelle
         json.loads(text)
     except (OSError, ValueError):
         return spec  # an encoder from elsewhere: the worker reads its config.json
-    return _with_model(spec, _model_of(text, field=field, where=path), where=path)
+    return _with_encoder(spec, _manifest(text, field=field, where=path), field=field, where=path)

@@ -62,9 +62,10 @@ def test_the_home_folder_is_known(tmp_path: Path) -> None:
             PRETRAIN.replace("image_size: 8", "image_size: 9"),
             "spec.yaml:3: model: image_size: height 9 is not divisible by the patch size 2",
         ),
-        (PRETRAIN.replace("pretrain", "pretrian"), "spec.yaml:1: kind: must be one of pretrain, probe, finetune"),
-        ("name: x\n", "spec.yaml:1: kind: must be one of pretrain, probe, finetune"),
+        (PRETRAIN.replace("pretrain", "pretrian"), "spec.yaml:1: kind: must be one of pretrain, probe, finetune, evaluate"),
+        ("name: x\n", "spec.yaml:1: kind: must be one of pretrain, probe, finetune, evaluate"),
         (PRETRAIN.replace("data:\n  source: digits\n", ""), "spec.yaml:1: data.source: Field required"),
+        ("kind: evaluate\nname: x\ndata: {source: digits}\nencoder: {job: y}\nknn: 0\n", "spec.yaml:5: knn: Input should be greater"),
         (PRETRAIN.replace("cells", "2024-01-01"), "spec.yaml:2: name: Input should be a valid string"),
     ],
 )

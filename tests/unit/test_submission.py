@@ -10,9 +10,15 @@ from service.ray_jobs import RayStatus
 from tests.unit.service_fixtures import PRETRAIN, PROBE, Service, manifest_for
 from workers.contract import JobStatus
 
+EVALUATE: dict[str, Any] = {"kind": "evaluate", "name": "digits-accuracy", "data": {"source": "digits", "validation_fraction": 0.2}}
+
 
 def probe(client: TestClient, **encoder: str) -> Any:
     return client.post("/v1/jobs", json=PROBE | {"encoder": encoder})
+
+
+def evaluate(client: TestClient, *, encoder: dict[str, str], **changes: Any) -> Any:
+    return client.post("/v1/jobs", json=EVALUATE | {"encoder": encoder} | changes)
 
 
 def error(answer: Any) -> tuple[str, str]:
@@ -20,13 +26,23 @@ def error(answer: Any) -> tuple[str, str]:
     return answer.json()["errors"][0]["field"], answer.json()["errors"][0]["message"]
 
 
-@pytest.fixture
-def pretrained(service: Service) -> str:
-    job_id = service.start()
+def succeed(service: Service, job_id: str) -> str:
+    service.tick()
     service.commit_result(job_id)
     service.ray.end(f"{job_id}-a1", RayStatus.SUCCEEDED)
     service.tick(2)
+    assert service.job(job_id).status is JobStatus.SUCCEEDED
     return job_id
+
+
+@pytest.fixture
+def pretrained(service: Service) -> str:
+    return succeed(service, service.submit())
+
+
+@pytest.fixture
+def finetuned(service: Service, pretrained: str) -> str:
+    return succeed(service, service.submit(PROBE | {"kind": "finetune", "encoder": {"job": pretrained}}))
 
 
 def test_a_job_is_frozen_into_its_artifact_with_its_model(client: TestClient, pretrained: str) -> None:
@@ -58,7 +74,7 @@ def test_a_job_that_does_not_do(client: TestClient, service: Service, pretrained
     field, message = error(probe(client, job=running))
     assert (field, message) == ("encoder.job", f"job {running} is running; submit again when it has succeeded")
     service_probe = probe(client, job=pretrained).json()["id"]
-    assert "is a probe" in error(probe(client, job=service_probe))[1]
+    assert error(probe(client, job=service_probe))[1].endswith("is of kind probe; name a pretrain job, or give the encoder as an artifact")
     with service.database.write() as session:
         session.execute(update(JobRow).where(JobRow.id == running).values(status=JobStatus.FAILED))
     assert "left no encoder" in error(probe(client, job=running))[1]
@@ -71,7 +87,64 @@ def test_an_artifact_that_does_not_do(client: TestClient, service: Service, pret
     service.storage.put_text("bad/manifest.json", "{}")
     assert "is not an encoder's" in error(probe(client, artifact="s3://maestro/bad/"))[1]
     service.storage.put_text("probe/manifest.json", manifest_for(service.job(pretrained), kind="probe").model_dump_json())
-    assert "is the result of a probe" in error(probe(client, artifact="s3://maestro/probe/"))[1]
+    message = error(probe(client, artifact="s3://maestro/probe/"))[1]
+    assert message.endswith("is the result of a job of kind probe, not pretrain; name the encoder that it started from")
+
+
+def test_a_fine_tuned_model_is_evaluated(client: TestClient, service: Service, finetuned: str) -> None:
+    """By its head, so that no images need be held back: all of the source are."""
+    everything = {"data": {"source": "digits"}}
+    uri = f"s3://maestro/jobs/{finetuned}/encoder/"
+    for encoder in ({"job": finetuned}, {"artifact": uri}):
+        answer = evaluate(client, encoder=encoder, **everything)
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["spec"]["encoder"]["artifact"] == uri
+        assert answer.json()["spec"]["model"]["arch"] == "vit_tiny_patch2"
+    job_id = succeed(service, answer.json()["id"])
+    assert service.job(job_id).result_uri == f"s3://maestro/jobs/{job_id}/evaluation/"
+    artifacts = client.get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
+    assert {artifact["kind"] for artifact in artifacts if artifact["name"].startswith("evaluation/")} == {"evaluation"}
+    assert [job["id"] for job in client.get("/v1/jobs", params={"kind": "evaluate", "status": "succeeded"}).json()["jobs"]] == [job_id]
+
+
+@pytest.mark.parametrize(("field", "value"), [("knn", 20), ("pooling", "cls")])
+def test_what_a_fine_tuned_model_would_ignore(client: TestClient, finetuned: str, field: str, value: Any) -> None:
+    told = error(evaluate(client, encoder={"job": finetuned}, **{field: value}))
+    assert told == (field, "a fine-tuned model is measured by its own head and pooling; leave it out")
+
+
+def test_a_fine_tuned_model_is_no_encoder_to_start_from(client: TestClient, finetuned: str) -> None:
+    assert "is of kind finetune; name a pretrain job" in error(probe(client, job=finetuned))[1]
+    field, message = error(probe(client, artifact=f"s3://maestro/jobs/{finetuned}/encoder/"))
+    assert field == "encoder.artifact"
+    assert message.endswith("is the result of a job of kind finetune, not pretrain; name the encoder that it started from")
+
+
+def test_an_encoder_without_a_head_is_evaluated_on_images_held_back(client: TestClient, pretrained: str) -> None:
+    answer = evaluate(client, encoder={"job": pretrained}, knn=5)
+    assert (answer.status_code, answer.json()["spec"]["knn"]) == (201, 5)
+    random: dict[str, Any] = {"encoder": {"init": "random"}, "model": {"arch": "vit_tiny_patch2", "image_size": 8, "in_chans": 1}}
+    assert evaluate(client, **random).status_code == 201
+    for changes in ({"encoder": {"job": pretrained}}, random):
+        field, message = error(evaluate(client, data={"source": "digits"}, **changes))
+        assert field == "data"
+        assert "measured by k-NN against labelled images: hold some back, with validation" in message
+
+
+def test_an_evaluation_has_nothing_to_be_evaluated(client: TestClient, service: Service, finetuned: str) -> None:
+    evaluation = succeed(service, evaluate(client, encoder={"job": finetuned}).json()["id"])
+    assert "is of kind evaluate; name a pretrain or finetune job" in error(evaluate(client, encoder={"job": evaluation}))[1]
+    message = error(evaluate(client, encoder={"artifact": f"s3://maestro/jobs/{evaluation}/evaluation/"}))[1]
+    assert message.endswith("is the result of a job of kind evaluate, not pretrain or finetune; name the encoder that it started from")
+
+
+def test_another_image_size_than_the_encoders(client: TestClient, pretrained: str, finetuned: str) -> None:
+    model = {"arch": "vit_tiny_patch2", "image_size": [16, 8], "in_chans": 1}
+    answers = [
+        client.post("/v1/jobs", json=PROBE | {"encoder": {"job": pretrained}, "model": model}),
+        evaluate(client, encoder={"job": finetuned}, model=model),
+    ]
+    assert [(answer.status_code, answer.json()["spec"]["model"]["image_size"]) for answer in answers] == [(201, [16, 8])] * 2
 
 
 def test_a_model_that_is_not_the_encoders(client: TestClient, pretrained: str) -> None:
@@ -123,6 +196,9 @@ def test_a_file(client: TestClient, service: Service, pretrained: str, tmp_path:
     assert probe(client, file=str(tmp_path)).json()["spec"]["model"] is None
     (tmp_path / "manifest.json").write_text(manifest_for(service.job(pretrained)).model_dump_json())
     assert probe(client, file=str(tmp_path)).json()["spec"]["model"]["arch"] == "vit_tiny_patch2"
+    (tmp_path / "manifest.json").write_text(manifest_for(service.job(pretrained), kind="finetune").model_dump_json())
+    assert "is the result of a job of kind finetune" in error(probe(client, file=str(tmp_path)))[1]
+    assert evaluate(client, encoder={"file": str(tmp_path)}).status_code == 201
 
 
 def test_random_weights_need_nothing(client: TestClient, service: Service) -> None:
