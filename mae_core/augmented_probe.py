@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from mae_core.config import ProbeSpec
 from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
 from mae_core.data.source import LabelledData
-from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.export import write_probe
 from mae_core.features import encode_features
 from mae_core.head import ProbeHead, head_accuracy
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always
 from mae_core.optim import probe_optimizer
-from mae_core.options import NormalizeConfig, ProbeOptim
+from mae_core.options import ProbeOptim
 from mae_core.parallel import grad_norm
 from mae_core.rounds import newly_skipped, stop_agreed
 from mae_core.run import TrainedRun, seeded, starting_encoder
@@ -96,14 +95,14 @@ class AugmentedProbeRun(TrainedRun):
 
     def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None) -> None:
         assert spec.data.transform is not None
-        self._spec: ProbeSpec = spec  # type: ignore[assignment]
+        self._spec = spec
         self._world = world
         self.metrics = {}
         encoder, normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self._encoder = encoder.to(world.device).eval().requires_grad_(False)
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
-        self._open_normalize(normalize, auto=self._channel_statistics if spec.data.normalize == "auto" else None)
+        self.normalize = normalize
         self._head = ProbeHead(self.model.width, len(self._data.classes), seeded(spec.seed)).to(world.device)
         self.training: ProbeTraining = ProbeTraining(
             head=self._head,
@@ -126,24 +125,12 @@ class AugmentedProbeRun(TrainedRun):
             save_every=spec.checkpoint.every_steps,
         )
 
-    def _channel_statistics(self) -> NormalizeConfig:
-        loader = self.training.loader
-        return channel_statistics(
-            loader.source,
-            loader.members,
-            in_chans=self.model.in_chans,
-            world=self._world,
-            num_threads=loader.num_threads,
-            skipped=loader.skipped,
-        )
-
     def _encode(self, micro: MicroBatch) -> Tensor:
         images_BCHW = normalise(micro.batch.pixels_BHWC.to(self._world.device, non_blocking=True), self.normalize)
         with torch.no_grad(), autocast(self._world.device):
             return pool(self._encoder(images_BCHW), self._spec.pooling).float()
 
     def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
-        self._settle_normalize()
         for progress in self.training.steps(wants_stop, can_save):
             self._keep_last(progress)
             yield progress

@@ -246,8 +246,8 @@ class Training:
     def _check_dropped(self) -> None:
         if len(self._dropped) > self._max_dropped:
             raise DivergedError(
-                f"{len(self._dropped)} step(s) in a row had no finite loss or gradient, more than optim.max_dropped_steps "
-                f"{self._max_dropped} allows; the first: {self._dropped[0]}. Lower optim.base_lr or lengthen optim.warmup_epochs"
+                f"{len(self._dropped)} step(s) in a row had no finite loss or gradient, more than the {self._max_dropped} allowed; "
+                f"the first: {self._dropped[0]}. Lower optim.base_lr or lengthen optim.warmup_epochs"
             )
 
     def _share_skipped(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Reconstructions:
     pasted: Tensor
     keys: list[str]
 
-    def write_png(self, path: Path) -> None:
+    def write_png(self, path: Path | BinaryIO) -> None:
         """A row for each image: input, visible patches, prediction, prediction with the visible patches pasted in.
 
         Values outside of [0, 1] are scaled by the input's own range, channel by channel.
@@ -44,7 +45,7 @@ class Reconstructions:
         low, high = self.input.amin(dim=(2, 3), keepdim=True).clamp(max=0), self.input.amax(dim=(2, 3), keepdim=True).clamp(min=1)
         columns = [self.input, self.input * (1 - self.mask) + (low + _GREY * (high - low)) * self.mask, self.prediction, self.pasted]
         shown = [(column - low) / (high - low) for column in columns]
-        _paste([[_tile(column[row]) for column in shown] for row in range(len(self.input))]).save(path)
+        _paste([[_tile(column[row]) for column in shown] for row in range(len(self.input))]).save(path, format="PNG")
 
     def write_arrays(self, path: Path) -> None:
         """An `.npz` of input, mask, prediction, pasted and keys, as they are."""

@@ -55,7 +55,6 @@ class TrainedRun(Run):
     """What pretraining and fine-tuning share: a training with a state."""
 
     training: Training
-    _spec: PretrainSpec | FinetuneSpec
     _measure: Callable[[], NormalizeConfig] | None = None
 
     resumes = True

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from mae_core.augmented_probe import AugmentedProbeRun
 from mae_core.config import EvaluateSpec, PretrainSpec, ProbeSpec, Spec
 from mae_core.evaluate import EvaluateRun
 from mae_core.finetune import FinetuneRun
@@ -21,6 +22,8 @@ def open_run(spec: Spec, *, world: World, encoder_folder: Path | None) -> Run:
     torch.set_num_threads(spec.resources.cpus_per_worker)
     if isinstance(spec, PretrainSpec):
         return PretrainRun(spec, world=world)
+    if isinstance(spec, ProbeSpec) and spec.data.transform is not None:
+        return AugmentedProbeRun(spec, world=world, encoder_folder=encoder_folder)
     if isinstance(spec, ProbeSpec):
         return ProbeRun(spec, world=world, encoder_folder=encoder_folder)
     if isinstance(spec, EvaluateSpec):

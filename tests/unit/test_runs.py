@@ -1,16 +1,20 @@
 """Whole runs of one process. Two processes are in test_two_workers.py."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mae_core.errors import DataError, EncoderError, SpecError
 from mae_core.export import WEIGHTS, load_encoder, write_encoder
 from mae_core.loop import Progress
 from mae_core.options import ARCH_SIZES, ModelConfig
+from mae_core.pretrain import PretrainRun
 from mae_core.run import Run
 from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import (
@@ -196,13 +200,13 @@ def test_unreadable_training_images_are_told_and_limited(folder: Path) -> None:
 
 def test_saving_is_due_between_the_ends(folder: Path) -> None:
     run = opened(pretrain_spec(folder, checkpoint={"every_steps": 4}))
-    assert [progress.step for progress in told(run) if run.is_save_due(progress)] == [4]  # of eight: the last step needs no state
+    assert [progress.step for progress in told(run) if progress.save_agreed] == [4]  # of eight: the last step needs no state
     assert not opened(probe_spec(folder)).resumes
 
 
 def test_an_encoder_that_is_another_model(folder: Path, encoder_folder: Path) -> None:
-    spec = probe_spec(folder, model={"image_size": 16}, encoder={"file": str(encoder_folder)})
-    with pytest.raises(EncoderError, match="but the spec's model is"):
+    spec = probe_spec(folder, model={"arch": "vit_small_patch4"}, encoder={"file": str(encoder_folder)})
+    with pytest.raises(EncoderError, match="arch is 'vit_tiny_patch4', but the spec's model has 'vit_small_patch4'"):
         opened(spec, encoder_folder=encoder_folder)
 
 
@@ -220,5 +224,96 @@ def test_nothing_left_to_train_on(folder: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data(folder: Path) -> None:
-    with pytest.raises(SpecError, match=r"optim\.batch_size 32 is larger than the data \(16 training images\)"):
+    with pytest.raises(SpecError, match=r"each step takes 32 images .*, but the data has only 16 training images; lower"):
         opened(pretrain_spec(folder, optim={"batch_size": 32}))
+
+
+def test_an_encoder_is_taken_at_another_image_size(folder: Path, encoder_folder: Path) -> None:
+    run = opened(finetune_spec(folder, model={"image_size": [12, 8]}, encoder={"file": str(encoder_folder)}), encoder_folder=encoder_folder)
+    assert run.model.image_size == (12, 8)
+    progress = told(run)
+    assert math.isfinite(progress[-1].evaluated["val_accuracy"])
+
+
+def test_evaluations_come_on_their_schedule(folder: Path) -> None:
+    labelled = {"source": str(folder), "validation_fraction": 0.5}
+    run = opened(
+        pretrain_spec(folder, optim={"epochs": 3}, evaluation={"every_epochs": 2, "labelled": labelled, "knn": 3, "probe_epochs": 2})
+    )
+    evaluated = [(each.step, list(each.evaluated)) for each in told(run) if each.evaluated]
+    assert evaluated == [(8, ["knn_accuracy", "probe_accuracy"]), (12, ["knn_accuracy", "probe_accuracy"])]
+    assert run.metrics.keys() == {"loss", "knn_accuracy", "probe_accuracy"}
+
+
+def test_without_labels_an_evaluation_is_a_picture(folder: Path) -> None:
+    progress = told(opened(pretrain_spec(folder, optim={"epochs": 20})))
+    assert [each.step for each in progress if each.reconstructions] == list(range(8, 81, 8))  # ten times in the run
+    assert not any(each.evaluated for each in progress)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_an_evaluation_lost_with_its_run_is_made_again(folder: Path, kind: str) -> None:
+    if kind == "pretrain":
+        spec: Spec = pretrain_spec(folder, evaluation={"every_epochs": 1}, checkpoint={"every_steps": 4})
+    else:
+        spec = finetune_spec(folder, evaluate_every_epochs=1, checkpoint={"every_steps": 2})
+    run = opened(spec)
+    steps = run.progress(lambda: False)
+    saved = next(each for each in steps if each.save_agreed)
+    state = {name: tensor.clone() for name, tensor in run.training_state().items()}
+    expected = next(steps)
+    resumed = opened(spec)
+    resumed.load_training_state(state)
+    again = next(resumed.progress(lambda: False))
+    assert again.step == expected.step == saved.step
+    assert again.evaluated == expected.evaluated
+    if expected.reconstructions is not None:
+        assert again.reconstructions is not None
+        assert torch.equal(again.reconstructions.prediction, expected.reconstructions.prediction)
+
+
+def test_several_masks_decode_each_image_once_an_epoch(folder: Path) -> None:
+    run = opened(pretrain_spec(folder, masking={"ratio": 0.5, "num_masks": 2}))
+    assert isinstance(run, PretrainRun)
+    assert run.training.loader.steps_per_epoch == 8  # two images, each masked twice, make a batch of four
+    points = [values for each in told(run) for _, values in each.points]
+    assert len(points) == 16
+
+
+def test_normalize_auto_measures_and_keeps_the_statistics(folder: Path, tmp_path: Path) -> None:
+    spec = pretrain_spec(folder, data={"normalize": "auto"}, checkpoint={"every_steps": 4})
+    run = opened(spec)
+    steps = run.progress(lambda: False)
+    next(each for each in steps if each.save_agreed)
+    state = {name: tensor.clone() for name, tensor in run.training_state().items()}
+    pixels = np.concatenate([np.asarray(Image.open(path)).reshape(-1, 3) for path in sorted(folder.rglob("*.png"))]) / 255
+    assert run.normalize.mean == pytest.approx(tuple(pixels.mean(axis=0)), rel=1e-5)
+    assert run.normalize.std == pytest.approx(tuple(pixels.std(axis=0)), rel=1e-5)
+
+    resumed = opened(spec)
+    resumed.load_training_state(state)
+    assert resumed.normalize == run.normalize
+    expected = {step: values["loss"] for each in steps for step, values in each.points}
+    assert {step: values["loss"] for each in told(resumed) for step, values in each.points} == expected
+    resumed.write_result(tmp_path)
+    assert load_encoder(tmp_path, wanted=None)[1] == run.normalize
+
+
+def test_a_fine_tune_of_random_weights_measures_its_own_statistics(folder: Path) -> None:
+    run = opened(finetune_spec(folder, data={"normalize": "auto"}))
+    told(run)
+    assert run.normalize.mean != (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("blocks", [0, 0.5, 2])
+def test_a_partial_fine_tune_changes_its_last_blocks_alone(folder: Path, blocks: float) -> None:
+    run = opened(finetune_spec(folder, trainable_blocks=blocks, optim={"layer_decay": 1.0}))
+    before = {name: tensor.clone() for name, tensor in run.training_state().items() if name.startswith("module.")}
+    told(run)
+    after = run.training_state()
+    changed = {name.removeprefix("module.") for name in before if not torch.equal(before[name], after[name])}
+    parts = {0: ("fc_norm", "head"), 0.5: ("encoder.blocks.1.norm2", "encoder.blocks.1.mlp", "fc_norm", "head")}
+    allowed = parts.get(blocks, ("encoder.blocks.", "fc_norm", "head"))
+    assert changed
+    assert all(name.startswith(allowed) for name in changed)
+    assert {name.partition(".")[0] for name in changed} >= {"fc_norm", "head"}

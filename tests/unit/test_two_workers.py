@@ -15,7 +15,11 @@ from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
 from tests.unit.two_workers import outcome, scenarios
 
 PROJECT = Path(__file__).parents[2]
-SCENARIOS = ["pretrain", "pretrain-accumulated", "finetune", "probe", "corrupt", "too-corrupt", "diverged", "stopped"]
+LIKE_ONE = [
+    *("pretrain", "pretrain-accumulated", "pretrain-sharded", "pretrain-cheap", "pretrain-evaluated"),
+    *("finetune", "finetune-augmented", "finetune-sharded", "finetune-last", "corrupt", "probe-augmented"),
+]
+SCENARIOS = [*LIKE_ONE, "probe", "too-corrupt", "diverged", "stopped", "poisoned", "poisoned-sharded"]
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +71,11 @@ def test_both_workers_see_the_same(folder: Path, name: str) -> None:
     assert [key for key in weights if not torch.equal(weights[key], others[key]) and not weights[key].isnan().any()] == []
 
 
-@pytest.mark.parametrize("name", ["pretrain", "pretrain-accumulated", "finetune", "corrupt"])
+@pytest.mark.parametrize("name", LIKE_ONE)
 def test_two_workers_have_the_losses_of_one(folder: Path, name: str) -> None:
     both, alone = seen_by_both(folder, name)[0], seen_alone(folder, name)
-    assert len(alone["losses"]) == (4 if name == "finetune" else 8)
+    kind = name.partition("-")[0]
+    assert len(alone["losses"]) == (16 if name == "pretrain-cheap" else {"finetune": 4, "probe": 4}.get(kind, 8))
     assert both["losses"].keys() == alone["losses"].keys()
     assert list(both["losses"].values()) == pytest.approx(list(alone["losses"].values()), rel=1e-5)
     assert both["evaluated"] == alone["evaluated"]
@@ -86,12 +91,43 @@ def test_two_workers_probe_like_one(folder: Path) -> None:
         torch.testing.assert_close(both["weights"][place], weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["poisoned", "poisoned-sharded"])
+def test_a_loss_that_is_not_finite_on_one_rank_drops_the_step_on_all(folder: Path, name: str) -> None:
+    seen = seen_by_both(folder, name)[0]
+    assert seen["dropped"] == [(3, 1)]
+    assert [step for step, loss in seen["losses"].items() if loss != loss] == [3]
+    untouched = seen_by_both(folder, "pretrain")[0]["losses"]
+    assert [seen["losses"][step] for step in (1, 2)] == pytest.approx([untouched[step] for step in (1, 2)], rel=1e-5)
+    assert seen["losses"][8] != untouched[8]
+
+
+def test_only_sharded_runs_are_sharded(folder: Path) -> None:
+    sharded = {name for name in SCENARIOS if seen_by_both(folder, name)[0].get("sharded")}
+    assert sharded == {"pretrain-sharded", "pretrain-evaluated", "finetune-sharded", "poisoned-sharded"}
+
+
+def test_sharded_and_checkpointed_runs_have_the_losses_of_replicated_ones(folder: Path) -> None:
+    sharded, replicated = (seen_by_both(folder, name)[0]["losses"] for name in ("pretrain-sharded", "pretrain-accumulated"))
+    assert list(sharded.values()) == pytest.approx(list(replicated.values()), rel=1e-5)
+    sharded, replicated = (seen_by_both(folder, name)[0]["losses"] for name in ("finetune-sharded", "finetune"))
+    assert list(sharded.values()) == pytest.approx(list(replicated.values()), rel=1e-5)
+
+
+def test_evaluations_while_pretraining_disturb_nothing(folder: Path) -> None:
+    evaluated, silent = (seen_by_both(folder, name)[0] for name in ("pretrain-evaluated", "pretrain"))
+    assert [list(each) for each in evaluated["evaluated"]] == [["knn_accuracy", "probe_accuracy"]] * 2
+    assert silent["evaluated"] == []
+    assert list(evaluated["losses"].values()) == pytest.approx(list(silent["losses"].values()), rel=1e-5)
+
+
 def test_an_unreadable_image_of_either_worker_is_told_once(folder: Path) -> None:
     assert sorted(seen_by_both(folder, "corrupt")[0]["skipped"]) == ["cat/003.png", "dog/006.png"]
 
 
 def test_both_workers_end_together(folder: Path) -> None:
     assert seen_by_both(folder, "too-corrupt")[0]["error"].startswith("DataError: data: ")
-    assert seen_by_both(folder, "diverged")[0]["error"].startswith("DivergedError: the loss of step ")
+    diverged = seen_by_both(folder, "diverged")[0]["error"]
+    assert diverged.startswith("DivergedError: 2 step(s) in a row had no finite loss or gradient")
+    assert ", of rank 0, images " in diverged
     stopped = seen_by_both(folder, "stopped")[0]
     assert (stopped["stopped"], list(stopped["losses"]), stopped["evaluated"]) == (True, [1], [])
