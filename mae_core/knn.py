@@ -38,10 +38,17 @@ def knn_scores(
 
 
 def _nearest(similarity_QN: Tensor, k: int) -> Tensor:
-    """Columns (Q, k) of the `k` largest of each row; of equal ones the first, which topk alone leaves open."""
-    least_Q1 = similarity_QN.topk(k, dim=1).values[:, -1:]
-    above_QN = similarity_QN > least_Q1
-    level_QN = similarity_QN == least_Q1
+    """Columns (Q, k), rising, of the `k` largest of each row; of equal ones the first, which topk alone leaves open."""
+    values_Qk, columns_Qk = similarity_QN.topk(k, dim=1)
+    nearest_Qk, least_Q1 = columns_Qk.sort(dim=1).values, values_Qk[:, -1:]
+    open_Q = (similarity_QN >= least_Q1).sum(dim=1) > k
+    nearest_Qk[open_Q] = _first_nearest(similarity_QN[open_Q], least_Q1[open_Q], k)
+    return nearest_Qk
+
+
+def _first_nearest(similarity_QN: Tensor, least_Q1: Tensor, k: int) -> Tensor:
+    """`_nearest` of rows in which more than `k` are at least as near as `least_Q1`."""
+    above_QN, level_QN = similarity_QN > least_Q1, similarity_QN == least_Q1
     room_Q1 = k - above_QN.sum(dim=1, keepdim=True)
     chosen_QN = above_QN | (level_QN & (level_QN.cumsum(dim=1) <= room_Q1))
     return chosen_QN.nonzero()[:, 1].reshape(-1, k)
