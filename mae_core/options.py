@@ -282,7 +282,7 @@ class OptimConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.warmup_epochs > 0 and self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}; give both")
         lr = self.base_lr * self.batch_size / 256
         if self.lr and abs(self.lr - lr) > 1e-9 * lr:
             raise ValueError(f"lr {self.lr:g} is not base_lr {self.base_lr:g} x batch_size {self.batch_size} / 256 = {lr:g}; leave one out")
