@@ -70,7 +70,8 @@ def read_image(path: Path, in_chans: int) -> Pixels:
 
 def _read_by_pillow(file: BinaryIO, in_chans: int) -> Pixels:
     with Image.open(file) as image:
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        image.load()
+        if image.info and image.getexif().get(_ORIENTATION, 1) != 1:  # the first is cheap, which small images feel
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             return _fitted(np.asarray(image)[:, :, None], False, in_chans)

@@ -174,6 +174,8 @@ def test_images_stand_upright(tmp_path: Path, orientation: int) -> None:
     assert read_image(tmp_path / "a.png", 3) == upright.convert("RGB")
     image.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
     assert read_image(tmp_path / "a.jpg", 3).size == upright.size
+    image.convert("CMYK").save(tmp_path / "c.tif", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "c.tif", 3)), np.asarray(upright.convert("CMYK").convert("RGB")))
     expected = np.asarray(upright).astype(np.uint16) * 257
     pixels = np.asarray(image).astype(np.uint16) * 257
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(0x0112, 3, 1, orientation, True)])
