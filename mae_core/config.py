@@ -5,6 +5,7 @@ misspelt, or one that would change nothing, is an error: nothing a user writes i
 recipe, and the resolved spec shows it. Tables cited are those of He et al. 2021.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, TypeAdapter, model_validator
@@ -253,3 +254,25 @@ class EvaluateSpec(EncoderRun):
 Spec = PretrainSpec | ProbeSpec | FinetuneSpec | EvaluateSpec
 RunSpec = Annotated[Spec, Field(discriminator="kind")]
 RUN_SPEC: TypeAdapter[Spec] = TypeAdapter(RunSpec)
+
+_PATHS = (
+    *(("data", "source"), ("data", "validation"), ("encoder", "file")),
+    *(("evaluation", "labelled", "source"), ("evaluation", "labelled", "validation")),
+)
+
+
+def with_absolute_paths(spec: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """A spec as its user wrote it, with its paths counted from `folder`; `digits`, URLs and what is no path stay."""
+    for path in _PATHS:
+        spec = _made_absolute(spec, path, folder)
+    return spec
+
+
+def _made_absolute(section: dict[str, Any], path: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    name, *rest = path
+    value = section.get(name)
+    if rest and isinstance(value, dict):
+        return {**section, name: _made_absolute(value, tuple(rest), folder)}
+    if not rest and isinstance(value, str) and value and value != DIGITS and "://" not in value:
+        return {**section, name: str((folder / Path(value).expanduser()).resolve())}
+    return section

@@ -6,23 +6,27 @@ goes on, `training_state/`, from which the same command goes on after an interru
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from pydantic import ValidationError
 
-from mae_core.config import RUN_SPEC, PretrainSpec, Spec
+from mae_core.config import RUN_SPEC, PretrainSpec, Spec, with_absolute_paths
 from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
-from mae_core.options import DIGITS
 from mae_core.run import Run
 from mae_core.runs import open_run
 from mae_core.state_folder import StateFolder
 from mae_core.world import World
+
+_SAYS_NOTHING_OF_THE_STATE: dict[str, Any] = {
+    **dict.fromkeys(("name", "labels", "resources", "retry", "checkpoint", "evaluation", "evaluate_every_epochs"), True),
+    "optim": {"batch_size_per_device": True, "max_dropped_steps": True},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,12 +50,8 @@ def read_spec(path: Path) -> Spec:
         raise SpecError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: a spec is a mapping of fields, such as kind, name and data")
-    data = content.get("data")
-    for name in ("source", "validation"):
-        if isinstance(data, dict) and isinstance(data.get(name), str) and data[name] != DIGITS and "://" not in data[name]:
-            data[name] = os.path.abspath(data[name])
     try:
-        return RUN_SPEC.validate_python(content)
+        return RUN_SPEC.validate_python(with_absolute_paths(content, folder=Path.cwd()))
     except ValidationError as error:
         faults = [f"  {': '.join(filter(None, ['.'.join(map(str, fault['loc'][1:])), fault['msg']]))}" for fault in error.errors()]
         raise SpecError("\n".join([f"{path} is not a valid spec:", *faults])) from error
@@ -63,7 +63,7 @@ def train(spec: Spec, output: Path) -> Run:
     Where the loss is not finite for too long, it goes back to its newest training state, once. Raises DivergedError the second time.
     """
     output.mkdir(parents=True, exist_ok=True)
-    states = StateFolder(output / "training_state", spec.model_dump_json(exclude={"name", "labels", "resources", "retry", "checkpoint"}))
+    states = StateFolder(output / "training_state", spec.model_dump_json(exclude=_SAYS_NOTHING_OF_THE_STATE))
     run = _train(spec, output, states)
     if isinstance(run, DivergedError):
         print(f"{run}; going back to the newest training state", file=sys.stderr)

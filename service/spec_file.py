@@ -7,10 +7,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mae_core.config import RUN_SPEC
-from mae_core.options import DIGITS
+from mae_core.config import RUN_SPEC, with_absolute_paths
 
-_PATHS = (("data", "source"), ("data", "validation"), ("encoder", "file"))
 _KINDS = ("pretrain", "probe", "finetune", "evaluate")
 
 
@@ -57,17 +55,6 @@ def load_spec(file: Path, *, folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise SpecFileError(explain(error, file=file, node=node)) from error
     return spec
-
-
-def with_absolute_paths(spec: dict[str, Any], *, folder: Path) -> dict[str, Any]:
-    """The spec with its paths of folders made absolute; `digits` and URLs stay."""
-    resolved = dict(spec)
-    for section, field in _PATHS:
-        part = resolved.get(section)
-        value = part.get(field) if isinstance(part, dict) else None
-        if isinstance(value, str) and value and value != DIGITS and "://" not in value:
-            resolved[section] = {**resolved[section], field: str((folder / Path(value).expanduser()).resolve())}
-    return resolved
 
 
 def explain(error: ValidationError, *, file: Path, node: yaml.Node | None) -> str:

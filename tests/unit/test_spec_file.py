@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from service.spec_file import SpecFileError, load_spec, with_absolute_paths
+from mae_core.config import with_absolute_paths
+from service.spec_file import SpecFileError, load_spec
 
 PRETRAIN = """\
 kind: pretrain
@@ -33,10 +34,15 @@ def test_a_spec_is_loaded_as_it_was_written(spec_file: Path) -> None:
 
 
 def test_relative_paths_start_from_the_folder(tmp_path: Path) -> None:
-    spec = {"data": {"source": "images/cells", "validation": "../held-out"}, "encoder": {"file": "encoder"}}
+    spec = {
+        "data": {"source": "images/cells", "validation": "../held-out"},
+        "encoder": {"file": "encoder"},
+        "evaluation": {"knn": 5, "labelled": {"source": "labelled"}},
+    }
     assert with_absolute_paths(spec, folder=tmp_path / "here") == {
         "data": {"source": f"{tmp_path}/here/images/cells", "validation": f"{tmp_path}/held-out"},
         "encoder": {"file": f"{tmp_path}/here/encoder"},
+        "evaluation": {"knn": 5, "labelled": {"source": f"{tmp_path}/here/labelled"}},
     }
 
 
