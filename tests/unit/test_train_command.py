@@ -184,7 +184,7 @@ def test_a_damaged_state_is_passed_over_and_an_unfinished_one_does_not_exist(
         interrupt_at(kept[0] + 1, patched)
         with pytest.raises(KeyboardInterrupt):
             run(spec, output)
-    assert [step for step in steps if step != kept[0]][0] == kept[0] + 1  # an evaluation due at the state is made again
+    assert next(step for step in steps if step != kept[0]) == kept[0] + 1  # an evaluation due at the state is made again
     assert re.search(r"the training state in .* cannot be read: .*; going back to the one before", capsys.readouterr().err)
     for file in (output / STATES).glob("step=*/*.safetensors"):
         file.write_bytes(b"half a file")
