@@ -19,7 +19,7 @@ from tests.unit.core_fixtures import SHALLOW
 
 _SECONDS = 120.0
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.unit.forked", "mae_core.runs", "mae_core.checkpoint"])
+_server.set_forkserver_preload(["tests.unit.forked", "mae_core.checkpoint", "workers.train_loop"])
 
 
 class Forked:
@@ -69,6 +69,7 @@ def _telling(world: World, tell: Callable[[Any], None], function: Callable[..., 
 
 def _work(function: Callable[..., Any], rank: int, size: int, rendezvous: Path, pipe: Connection, arguments: tuple[Any, ...]) -> None:
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing changes it in place
     ARCH_SIZES["tiny"] = SHALLOW
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     with ExitStack() as stack:

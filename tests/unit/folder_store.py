@@ -1,0 +1,50 @@
+"""Object storage in a folder: what workers.objects does for training states, without a server."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mae_core.errors import EncoderError
+from workers.contract import MANIFEST, FileEntry, TrainingStateManifest, training_state_prefix
+from workers.objects import file_entry
+
+
+class FolderStore:
+    """Keys are paths below `folder`; a commit is as atomic as the real one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put_file(self, key: str, path: Path) -> FileEntry:
+        (self.folder / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, self.folder / key)
+        return file_entry(path)
+
+    def commit(self, prefix: str, manifest: Any) -> bool:
+        place = self.folder / prefix / MANIFEST
+        unfinished = place.with_suffix(".unfinished")
+        unfinished.write_text(manifest.model_dump_json())
+        try:
+            os.link(unfinished, place)
+        except FileExistsError:
+            return False
+        return True
+
+    def is_committed(self, prefix: str) -> bool:
+        return (self.folder / prefix / MANIFEST).exists()
+
+    def training_states(self, job_prefix: str) -> list[str]:
+        found = (self.folder / training_state_prefix(job_prefix)).glob(f"*/{MANIFEST}")
+        return sorted((f"{path.parent.relative_to(self.folder)}/" for path in found), reverse=True)
+
+    def fetch_training_state(self, state_prefix: str, folder: Path) -> None:
+        manifest = TrainingStateManifest.model_validate_json((self.folder / state_prefix / MANIFEST).read_text())
+        for name, entry in manifest.files.items():
+            shutil.copy(self.folder / state_prefix / name, folder / name)
+            if file_entry(folder / name) != entry:
+                raise EncoderError(f"{state_prefix}{name} is damaged")
+
+    def prune_training_states(self, job_prefix: str) -> None:
+        for prefix in self.training_states(job_prefix)[2:]:
+            shutil.rmtree(self.folder / prefix)
