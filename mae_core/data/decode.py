@@ -19,6 +19,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_DEPTH = 24  # the byte of the header chunk that says bits for each channel
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112
+_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # as ImageOps.exif_transpose, which takes no arrays
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -71,7 +72,7 @@ def read_image(path: Path, in_chans: int) -> Pixels:
 def _read_by_pillow(file: BinaryIO, in_chans: int) -> Pixels:
     with Image.open(file) as image:
         image.load()
-        if image.info and image.getexif().get(_ORIENTATION, 1) != 1:  # the first is cheap, which small images feel
+        if _EXIF & image.info.keys() and image.getexif().get(_ORIENTATION, 1) != 1:  # the first is cheap, which small images feel
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             return _fitted(np.asarray(image)[:, :, None], False, in_chans)
