@@ -37,12 +37,13 @@ def encode_features(
     num_threads: int,
     skipped: SkippedImages,
     max_corrupt_fraction: float,
+    section: str = "data",
 ) -> Generator[None, None, Features]:
     """Encodes each image of `members` once, centre-cropped, the workers taking turns; yields after each round.
 
     The encoder is in eval mode afterwards; its parameters are never touched, only its forward. The features are the same on all workers
     and, bit for bit, for any number of them. Raises DataError where too many images are unreadable and EncoderError where features are
-    not finite, on all workers at once.
+    not finite, on all workers at once. `section` of the spec says where the images come from.
     """
     encoder.eval()
     features_ND = torch.zeros(len(members), encoder.model.width, device=world.device)
@@ -62,7 +63,7 @@ def encode_features(
         yield
     features_ND, readable_N = world.sum(features_ND), world.sum(readable_N)
     num_unread = len(members) - int(readable_N.sum())
-    check_skipped(num_unread, of=len(members), max_fraction=max_corrupt_fraction, example="see the images_skipped events")
+    check_skipped(num_unread, of=len(members), max_fraction=max_corrupt_fraction, example="see the images_skipped events", section=section)
     if not features_ND.isfinite().all():
         raise EncoderError("the encoder's features are not finite numbers; its weights are damaged, name another")
     labels_N = torch.tensor([source.labels[member] for member in members], device=world.device)

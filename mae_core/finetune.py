@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mae_core.classifier import Classifier
 from mae_core.config import FinetuneSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
-from mae_core.data.source import LabelledData
+from mae_core.data.source import LabelledData, check_units
 from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.evaluate import accuracy
@@ -36,6 +36,8 @@ class FinetuneRun(TrainedRun):
         encoder.activation_checkpointing = spec.parallel.activation_checkpointing
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        if encoder_folder is None:
+            check_units(self._data.train_source, spec.data)
         self._open_normalize(normalize, auto=self._channel_statistics if spec.data.normalize == "auto" else None)
         self._unreadable, self._num_unreadable = SkippedImages(), 0  # of the validation images
         self._whole = self._classifier = self._new_classifier(encoder).to(world.device)

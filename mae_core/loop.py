@@ -263,11 +263,11 @@ class Training:
         return new
 
 
-def check_skipped(num_skipped: int, *, of: int, max_fraction: float, example: str) -> None:
+def check_skipped(num_skipped: int, *, of: int, max_fraction: float, example: str, section: str = "data") -> None:
     """Raises DataError when more than `max_fraction` of the images are unreadable."""
     if num_skipped > max_fraction * of:
         raise DataError(
-            f"data: {num_skipped} of {of} images cannot be read, more than data.max_corrupt_fraction {max_fraction:g} allows; "
+            f"{section}: {num_skipped} of {of} images cannot be read, more than {section}.max_corrupt_fraction {max_fraction:g} allows; "
             f"remove or mend them, or raise the limit. Such as: {example}"
         )
 

@@ -52,6 +52,7 @@ def online_evaluation(
                     num_threads=num_threads,
                     skipped=skipped,
                     max_corrupt_fraction=limit,
+                    section="evaluation.labelled",
                 )
             )
             for source, members in ((data.train_source, data.train), (data.validation_source, data.validation))

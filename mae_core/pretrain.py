@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mae_core.config import PretrainSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
-from mae_core.data.source import LabelledData, open_source, split
+from mae_core.data.source import LabelledData, check_units, open_source, split
 from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
@@ -36,6 +36,7 @@ class PretrainRun(TrainedRun):
         self._world = world
         self.model, self.metrics = spec.model, {}
         self._source = open_source(spec.data.source, in_chans=spec.model.in_chans)
+        check_units(self._source, spec.data)
         members, held_back = split(self._source, spec.data.validation_fraction)
         if not members:
             raise DataError(f"data.validation_fraction {spec.data.validation_fraction:g} leaves no image to train on; lower it")

@@ -85,6 +85,21 @@ def _check_first_image(source: ImageSource) -> None:
             continue  # counted, and named, when the run comes to it
 
 
+def check_units(source: ImageSource, data: DataConfig) -> None:
+    """Raises DataError where images have float pixels, whose units nobody knows, and `data` says nothing of their mean and deviation."""
+    for index in range(min(_FIRST_IMAGES, len(source.keys))):
+        try:
+            pixels = source.read(index)
+        except UnreadableImage:
+            continue
+        if data.normalize is None and isinstance(pixels, np.ndarray) and pixels.dtype == np.float32:
+            raise DataError(
+                f"data.normalize: {source.keys[index]} has float pixels, in units of its own; set it to auto to have mean and deviation "
+                "measured, or give them"
+            )
+        return
+
+
 def _find_images(folder: Path) -> list[str]:
     """Paths of all images below `folder`, relative to it, sorted."""
     if not folder.is_dir():

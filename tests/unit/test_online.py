@@ -97,7 +97,7 @@ def test_unreadable_images_are_left_out_up_to_a_limit(encoder: Encoder, folder: 
     for number in (0, 1, 2, 3):
         corrupt(folder / "light" / f"{number:03d}.png")
     assert evaluated(encoder, folder) == {"knn_accuracy": 1.0, "probe_accuracy": 1.0}
-    with pytest.raises(DataError, match=r"images cannot be read, more than data\.max_corrupt_fraction 0\.01"):
+    with pytest.raises(DataError, match=r"images cannot be read, more than evaluation\.labelled\.max_corrupt_fraction 0\.01"):
         evaluated(encoder, folder, limit=0.01)
     for path in folder.rglob("*.png"):
         corrupt(path)

@@ -317,3 +317,25 @@ def test_a_partial_fine_tune_changes_its_last_blocks_alone(folder: Path, blocks:
     assert changed
     assert all(name.startswith(allowed) for name in changed)
     assert {name.partition(".")[0] for name in changed} >= {"fc_norm", "head"}
+
+
+@pytest.mark.parametrize("make", [pretrain_spec, finetune_spec])
+def test_float_images_need_their_statistics(make: Any, tmp_path: Path) -> None:
+    for place, name in enumerate(["cat", "dog"]):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            np.save(tmp_path / name / f"{number}.npy", np.random.default_rng(number).normal(273 + place, 5, (10, 10, 2)).astype(np.float32))
+    with pytest.raises(DataError, match=r"data\.normalize: cat/0\.npy has float pixels, in units of its own; set it to auto"):
+        opened(make(tmp_path, model={"in_chans": 2}))
+    run = opened(make(tmp_path, model={"in_chans": 2}, data={"normalize": "auto"}))
+    assert all(math.isfinite(values["loss"]) for each in told(run) for _, values in each.points)
+    assert all(270 < mean < 277 for mean in run.normalize.mean)
+
+
+def test_too_many_unreadable_labelled_images_are_told_by_their_section(folder: Path, tmp_path: Path) -> None:
+    labelled = image_folder(tmp_path / "labelled")
+    for number in range(3):
+        corrupt(labelled / "cat" / f"00{number}.png")
+    evaluation = {"labelled": {"source": str(labelled), "validation_fraction": 0.5}}
+    with pytest.raises(DataError, match=r"more than evaluation\.labelled\.max_corrupt_fraction 0\.01 allows"):
+        told(opened(pretrain_spec(folder, evaluation=evaluation)))
