@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,6 +51,9 @@ def test_metrics_events_logs_and_pictures_are_kept(live_service: LiveService, pr
     assert losses[44] < losses[1]
     statuses = [data["to"] for data in events_of(client, job, "status_changed")]
     assert statuses == ["starting", "running", "finalizing", "succeeded"]
+    arrays = [artifact["name"] for artifact in client.artifacts(job) if artifact["kind"] == "reconstruction_arrays"]
+    with np.load(client.download(job, arrays[-1], tmp_path / "arrays.npz")) as reconstructions:
+        assert reconstructions["prediction"].shape == (8, 1, 8, 8)
     pictures = [artifact["name"] for artifact in client.artifacts(job) if artifact["kind"] == "reconstruction"]
     assert len(pictures) >= 2
     with Image.open(client.download(job, pictures[-1], tmp_path / "picture.png")) as picture:

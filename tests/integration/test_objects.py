@@ -1,24 +1,32 @@
 """Commits, checksums and pruning on a real S3 server."""
 
+import io
 import json
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from botocore.exceptions import ClientError
+from torch import Tensor
 
+from mae_core.checkpoint import read_state, saving_group
 from mae_core.config import RUN_SPEC
 from mae_core.errors import EncoderError
 from mae_core.options import ModelConfig, NormalizeConfig
+from mae_core.reconstruct import Reconstructions
+from mae_core.world import World
 from service.local import Seaweedfs
-from tests.integration.runs import Json, pretrain_spec, wait_for
+from tests.integration.runs import Json, pretrain_spec
+from tests.unit.forked import in_workers
 from workers import objects
 from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder
 from workers.failures import StorageError
 from workers.objects import ObjectStore, state_folder
+from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.saver import Saver
 
@@ -70,52 +78,91 @@ class Told:
         self.events.append((kind, data))
 
 
-def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
-    told = Told()
-    saver = Saver(order(bucket), store, cast(Reporter, told), 5)
+def save_all(world: World, folder: Path, endpoint: str, bucket: str) -> tuple[list[tuple[EventType, Json]], list[str]]:
+    """Saves three states of two workers into `bucket`; what was told, and the states that are left."""
+    store, told = ObjectStore(StorageRef(endpoint=endpoint, bucket=bucket)), Told()
+    group = saving_group(world, timeout=timedelta(seconds=60))
+    reporter = cast(Reporter, told) if world.rank == 0 else None
+    saver = Saver(order(bucket), store, world, group, incarnation=5, reporter=reporter)
     for step in (3, 10, 200):
-        (tmp_path / "picture.png").write_bytes(b"PNG")
-        tensor = torch.randn(1000, generator=torch.Generator().manual_seed(step))
-        saver.save(step, {"module.weight": tensor, "step": torch.tensor(step)}, tmp_path / "picture.png")
-        wait_for(lambda step=step: (told.events or [(None, {"step": 0})])[-1][1]["step"] == step, seconds=30, what=f"save {step}")
-        wait_for(lambda: told.events[-1][0] is EventType.RECONSTRUCTIONS_WRITTEN, seconds=30, what="its picture")
-    saver.close(10)
-    newest = state_folder(PREFIX, step=200, attempt=1, incarnation=5)
-    found = store.newest_training_state(PREFIX)
-    assert found is not None
-    assert found[0] == newest
-    assert torch.equal(found[1]["module.weight"], tensor)
-    assert torch.equal(store.load_training_state(newest)["module.weight"], tensor)
-    states = [key for key in keys(seaweedfs, bucket) if "/training_state/" in key]
-    committed = [f"{state_folder(PREFIX, step=step, attempt=1, incarnation=5)}{MANIFEST}" for step in (10, 200)]
-    assert [key for key in states if key.endswith(MANIFEST)] == committed
-    assert len(states) == 4
-    assert len(keys(seaweedfs, bucket)) == 4 + 3
-
-    seaweedfs.client().put_object(Bucket=bucket, Key=newest + objects.STATE_FILE, Body=b"damaged")
-    found = store.newest_training_state(PREFIX)
-    assert found is not None
-    assert found[0] == state_folder(PREFIX, step=10, attempt=1, incarnation=5)
+        saver.save(step, state_of(step))
+        saver.wait()
+    world.gather(None)
+    return told.events, store.training_states(PREFIX)
 
 
-def test_a_save_that_fails_is_not_heard_by_the_training(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def state_of(step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    state = {f"module.{name}": torch.randn(500, generator=generator) for name in ("weight", "bias", "scale")}
+    return state | {"step": torch.tensor(step)}
+
+
+def read_back(store: ObjectStore, prefix: str, folder: Path) -> dict[str, Tensor]:
+    folder.mkdir()
+    store.fetch_training_state(prefix, folder)
+    into = state_of(0)
+    read_state(into, folder, None)
+    return into
+
+
+def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
+    unfinished = state_folder(PREFIX, step=4, attempt=1, incarnation=5)
+    seaweedfs.client().put_object(Bucket=bucket, Key=f"{unfinished}state-00000.safetensors", Body=b"of a save that was killed")
+    (events, left), (_, others) = in_workers(save_all, 2, tmp_path, tmp_path, seaweedfs.endpoint, bucket)
+    assert [(str(kind), data["step"]) for kind, data in events] == [("training_state_committed", step) for step in (3, 10, 200)]
+    newest, before = left
+    assert left == others == [state_folder(PREFIX, step=step, attempt=1, incarnation=5) for step in (200, 10)]
+    files = {"state-00000.safetensors", "state-00001.safetensors", MANIFEST}
+    assert set(keys(seaweedfs, bucket)) == {prefix + name for prefix in left for name in files}
+    found, expected = read_back(store, newest, tmp_path / "newest"), state_of(200)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    seaweedfs.client().put_object(Bucket=bucket, Key=newest + "state-00001.safetensors", Body=b"damaged")
+    with pytest.raises(EncoderError, match=r"state-00001\.safetensors is damaged"):
+        read_back(store, newest, tmp_path / "damaged")
+    assert torch.equal(read_back(store, before, tmp_path / "before")["step"], torch.tensor(10))
+    seaweedfs.client().put_object(Bucket=bucket, Key=before + MANIFEST, Body=b"{}")
+    with pytest.raises(EncoderError, match=r"manifest\.json is damaged or of another version"):
+        read_back(store, before, tmp_path / "manifest")
+
+
+def test_a_save_that_fails_is_told_and_not_heard_by_the_training(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setattr(objects, "_RETRY_SECONDS", ())
-    told = Told()
-    saver = Saver(order(bucket), ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket)), cast(Reporter, told), 5)
+    told, away = Told(), ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket))
+    saver = Saver(order(bucket), away, World(), None, incarnation=5, reporter=cast(Reporter, told))
     saver.save(1, {"step": torch.tensor(1)})
-    wait_for(lambda: "training state of step 1 could not be saved; training goes on" in caplog.text, seconds=60, what="the failure")
-    saver.close(30)
-    assert told.events == []
+    saver.wait(60)
+    [(kind, data)] = told.events
+    assert (kind, data["step"]) == (EventType.SAVE_FAILED, 1)
+    assert "StorageError: upload jobs/job1/training_state/step=0000000001" in data["message"]
+
+
+def test_reconstructions_are_uploaded_as_picture_and_as_arrays(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str) -> None:
+    made = Reconstructions(*(torch.rand(2, channels, 8, 8) for channels in (3, 1, 3, 3)), keys=["a.png", "b.png"])
+    told = Told()
+    uploads = ReconstructionUploads(order(bucket), store, cast(Reporter, told))
+    for step in (4, 8):
+        uploads.add(step, made)
+    uploads.close(60)
+    assert [(kind, data["step"]) for kind, data in told.events] == [
+        (EventType.RECONSTRUCTIONS_WRITTEN, 4),
+        (EventType.RECONSTRUCTIONS_WRITTEN, 8),
+    ]
+    names = [f"{PREFIX}reconstructions/step={step:010d}.{kind}" for step in (4, 8) for kind in ("npz", "png")]
+    assert keys(seaweedfs, bucket) == names
+    data = told.events[1][1]
+    body = seaweedfs.client().get_object(Bucket=bucket, Key=data["arrays"]["key"])["Body"].read()
+    assert len(body) == data["arrays"]["bytes"]
+    with np.load(io.BytesIO(body)) as arrays:
+        assert np.array_equal(arrays["prediction"], made.prediction.numpy())
 
 
 def test_a_state_without_manifest_does_not_exist(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"half")
-    store.put_file(state_folder(PREFIX, step=9, attempt=1, incarnation=1) + objects.STATE_FILE, tmp_path / "state")
-    assert store.newest_training_state(PREFIX) is None
+    store.put_file(state_folder(PREFIX, step=9, attempt=1, incarnation=1) + "state-00000.safetensors", tmp_path / "state")
+    assert store.training_states(PREFIX) == []
 
 
 def test_of_many_who_commit_one_wins(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str) -> None:
@@ -159,11 +206,11 @@ def test_storage_that_does_not_answer_is_waited_for_then_given_up(bucket: str, m
     delays: list[str] = []
     away = ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket), delays.append)
     with pytest.raises(StorageError, match="list training states"):
-        away.newest_training_state(PREFIX)
+        away.training_states(PREFIX)
     assert len(delays) == 2
 
 
 def test_a_refusal_is_not_repeated(store: ObjectStore, seaweedfs: Seaweedfs) -> None:
     other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), lambda _: pytest.fail("repeated"))
     with pytest.raises(ClientError, match="NoSuchBucket"):
-        other.newest_training_state(PREFIX)
+        other.training_states(PREFIX)
