@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cifar10
+from benchmarks import checkpoint_stall, cifar10
+from service.local import Seaweedfs
 from tests.conftest import LiveService
+from workers.contract import StorageRef
 
 
 def test_cifar10(live_service: LiveService, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +23,16 @@ def test_cifar10(live_service: LiveService, data_dir: Path, tmp_path: Path, monk
         stages = list(line["stages"].values())
         assert stages == sorted(stages)
         assert 0 < stages[0] < stages[-1] == line["value"]
+
+
+def test_checkpoint_stall(seaweedfs: Seaweedfs, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+    storage = StorageRef(endpoint=seaweedfs.endpoint, bucket=bucket)
+    smallest = {"arch": "vit_tiny_patch16", "image_size": 32, "batch_size": 2, "threads": 1, "num_saves": 1, "steps_per_save": 2}
+    line = checkpoint_stall.measure(tmp_path, storage, **smallest)  # type: ignore[arg-type]
+    assert (line["num_saves"], line["steps_per_save"]) == (1, 2)
+    assert line["bytes"] > 50_000_000
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert 0 < line["wait_seconds_per_save"]["beside"]["max"] < line["save_seconds"]["beside"]["max"]
+    assert len(seaweedfs.client().list_objects_v2(Bucket=bucket)["Contents"]) == 4  # two states of a file and a manifest are kept
