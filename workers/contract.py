@@ -264,7 +264,7 @@ class TrainingStateManifest(Strict):
 
 
 class EncoderManifest(Strict):
-    """Commits a run's result (a probe's and an evaluation's too): what it is, what made it, and its files. Written last, with `If-None-Match: *`."""
+    """Commits a run's result, a probe's and an evaluation's too: what it is, what made it, its files. Written last, `If-None-Match: *`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 

@@ -19,8 +19,9 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
 from workers.failures import RunFailedError, classify, may_restart
+from workers.provenance import versions
 from workers.reporter import Reporter
-from workers.train_loop import configure_logging, train_worker, versions
+from workers.train_loop import configure_logging, train_worker
 
 logger = logging.getLogger("maestro.driver")
 _STARTED_AT = datetime.fromtimestamp(psutil.Process().create_time(), UTC)

@@ -1,10 +1,8 @@
 """What runs on every worker of an attempt: data, resume, the core's generator, reports, saves, the result."""
 
 import dataclasses
-import importlib.metadata
 import logging
 import platform
-import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
@@ -26,12 +24,13 @@ from workers.contract import (
     DesiredState,
     EncoderManifest,
     EventType,
-    RunProgress,
     WorkOrder,
     result_prefix,
 )
 from workers.failures import StaleAttemptError
 from workers.objects import ObjectStore
+from workers.pace import Pace
+from workers.provenance import git_revision, versions
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.saver import Saver
@@ -194,7 +193,7 @@ class Leader(Follower):
         super().__init__(order, seat, stack)
         self._uploads = ReconstructionUploads(order, self.store, self.reporter)
         stack.callback(self._uploads.close, _FINAL_SAVE_SECONDS)
-        self._pace = _Pace()
+        self._pace = Pace()
 
     def started(self, taken_up: str | None) -> None:
         self.reporter.event(
@@ -282,55 +281,5 @@ class Leader(Follower):
 def configure_logging() -> None:
     """Our own words at INFO; of the libraries only what went wrong."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "botocore", "boto3", "s3transfer", "urllib3"):
+    for noisy in ("httpx", "botocore", "boto3", "s3transfer", "urllib3", "torch.distributed.checkpoint"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-class _Pace:
-    """Speed and time left, smoothed over the recent steps."""
-
-    def __init__(self) -> None:
-        self._images_per_second: float | None = None
-        self._loss: float | None = None
-        self._seconds_per_step: float | None = None
-        self._last: tuple[int, float] | None = None
-
-    def progress(self, progress: Progress) -> RunProgress:
-        now = time.monotonic()
-        if self._last is not None and progress.step > self._last[0]:
-            seconds = (now - self._last[1]) / (progress.step - self._last[0])
-            self._seconds_per_step = seconds if self._seconds_per_step is None else 0.9 * self._seconds_per_step + 0.1 * seconds
-        self._last = (progress.step, now)
-        if progress.points:
-            values = progress.points[-1][1]
-            self._images_per_second = values.get("images_per_second", self._images_per_second)
-            self._loss = values.get("loss", self._loss)
-        left = progress.num_steps - progress.step
-        return RunProgress(
-            step=progress.step,
-            num_steps=progress.num_steps,
-            epoch=progress.epoch,
-            images_per_second=self._images_per_second,
-            eta_seconds=None if self._seconds_per_step is None else self._seconds_per_step * left,
-            loss=self._loss,
-        )
-
-
-def versions() -> dict[str, str]:
-    """What made a result."""
-    return {name: importlib.metadata.version(name) for name in ("maestro-mae", "torch", "ray")} | {"python": platform.python_version()}
-
-
-def git_revision() -> str | None:
-    """The commit of a source checkout, with -dirty where it was changed; None for an installed package."""
-    here = Path(__file__)
-    try:
-        _git("ls-files", "--error-unmatch", here.name, folder=here.parent)  # another project's repository around us says nothing
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here.parent)
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str, folder: Path) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()

@@ -1,0 +1,26 @@
+"""What made a result."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """Of this project, of what it computes with, and of Python."""
+    return {name: importlib.metadata.version(name) for name in ("maestro-mae", "torch", "ray")} | {"python": platform.python_version()}
+
+
+def git_revision() -> str | None:
+    """The commit of a source checkout, with -dirty where it was changed; None for an installed package."""
+    here = Path(__file__)
+    try:
+        _git("ls-files", "--error-unmatch", here.name, folder=here.parent)  # another project's repository around us says nothing
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here.parent)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
