@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mae_core.config import ProbeSpec
 from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
-from mae_core.data.source import LabelledData
+from mae_core.data.source import LabelledData, check_same_images
 from mae_core.data.transforms import normalise
 from mae_core.export import write_probe
 from mae_core.features import encode_features
@@ -102,6 +102,7 @@ class AugmentedProbeRun(TrainedRun):
         self._encoder = encoder.to(world.device).eval().requires_grad_(False)
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        check_same_images(self._data.sources, world)
         self.normalize = normalize
         self._head = ProbeHead(self.model.width, len(self._data.classes), seeded(spec.seed)).to(world.device)
         self.training: ProbeTraining = ProbeTraining(

@@ -132,8 +132,15 @@ class PretrainSpec(RunConfig):
                 "data.validation: pretraining uses no validation images; leave it out "
                 "(validation_fraction holds images back, evaluation.labelled measures)"
             )
+        if (self.evaluation.every_epochs or 0) > self.optim.epochs:
+            raise ValueError(
+                f"evaluation.every_epochs {self.evaluation.every_epochs} is more than optim.epochs {self.optim.epochs}; lower it"
+            )
         self._check_batch(self.optim, num_masks=self.masking.num_masks)
         self._check_data(self.model)
+        labelled = self.evaluation.labelled
+        if labelled is not None and DIGITS in (labelled.source, labelled.validation) and self.model.in_chans != 1:
+            raise ValueError(f"evaluation.labelled: the digits have 1 channel, but model.in_chans is {self.model.in_chans}")
         return self
 
 
@@ -224,6 +231,8 @@ class FinetuneSpec(EncoderRun):
         self._check_encoder()
         self._check_held_back()
         self._check_batch(self.optim)
+        if (self.evaluate_every_epochs or 0) > self.optim.epochs:
+            raise ValueError(f"evaluate_every_epochs {self.evaluate_every_epochs} is more than optim.epochs {self.optim.epochs}")
         per_device = self.optim.batch_size_per_device or 0
         if self.mix.is_on and per_device % 2:
             raise ValueError(f"mix: pairs of neighbours are mixed, but a worker has {per_device} images at a time; make it an even number")

@@ -104,6 +104,11 @@ def has_head(folder: Path) -> bool:
     return bool(_read_config(folder).classes)
 
 
+def read_model(folder: Path) -> ModelConfig:
+    """The model of an encoder or a classifier in `folder`. Raises EncoderError."""
+    return _read_config(folder).model
+
+
 def load_encoder(folder: Path, *, wanted: ModelConfig | None) -> tuple[Encoder, NormalizeConfig]:
     """An encoder written by `write_encoder`, and its normalisation.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.data.loader import MicroBatch, TrainLoader
+from mae_core.data.source import printable
 from mae_core.errors import DataError, DivergedError
 from mae_core.export import check_tensors
 from mae_core.optim import cosine_lr, set_lr
@@ -190,7 +191,7 @@ class Training:
         epoch = self.step / self.loader.steps_per_epoch
         full = len(self._pending) >= _STEPS_PER_EXCHANGE[self.world.device.type]
         save_due = self.step // self._save_every > self._saved_at // self._save_every and self.step < self.num_steps
-        if not (full or self.step in (1, self.num_steps) or save_due):
+        if not (full or self.step in (1, self.num_steps) or (save_due and self.step % self._save_every == 0)):
             return Progress(self.step, self.num_steps, epoch)
         started = time.monotonic()
         losses = torch.stack([pending.loss for pending in self._pending])
@@ -227,7 +228,7 @@ class Training:
             return []
         keys = self.loader.source.keys
         seen = [
-            (math.isfinite(loss), [keys[sample] for sample in torch.cat(pending.samples)[:_NAMED_IMAGES].tolist()])
+            (math.isfinite(loss), [printable(keys[sample]) for sample in torch.cat(pending.samples)[:_NAMED_IMAGES].tolist()])
             for loss, pending in zip(losses.tolist(), self._pending, strict=True)
         ]
         by_rank = self.world.gather(seen)

@@ -30,7 +30,7 @@ _DECODER_HEAD_WIDTH = 32  # 512 wide, 16 heads in the paper
 class Strict(BaseModel):
     """A frozen model that refuses unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Strict):
@@ -286,6 +286,8 @@ class OptimConfig(Strict):
         lr = self.base_lr * self.batch_size / 256
         if self.lr and abs(self.lr - lr) > 1e-9 * lr:
             raise ValueError(f"lr {self.lr:g} is not base_lr {self.base_lr:g} x batch_size {self.batch_size} / 256 = {lr:g}; leave one out")
+        if self.min_lr > lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above the learning rate {lr:g}, to which it should fall; lower it")
         self.__dict__["lr"] = lr
         return self
 
@@ -352,7 +354,11 @@ class EvaluationConfig(Strict):
 
     @model_validator(mode="after")
     def _needs_validation(self) -> Self:
+        if self.labelled is None and (self.knn, self.probe_epochs, self.pooling) != (20, 20, "mean"):
+            raise ValueError("labelled: k-NN and probe need images with labels; give labelled, or leave knn, probe_epochs and pooling out")
         if self.labelled is not None:
+            if not self.knn and not self.probe_epochs:
+                raise ValueError("labelled: neither knn nor probe_epochs measures anything on it; leave it out, or set one of them above 0")
             if self.labelled.validation is None and not self.labelled.validation_fraction:
                 raise ValueError("labelled: give validation (a folder) or validation_fraction (such as 0.2), to measure on")
             if self.labelled.normalize is not None:

@@ -6,26 +6,34 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mae_core.mae import CrossBlock
 from mae_core.vit import Block, Encoder
-from mae_core.world import World
+from mae_core.world import World, autocasts
 
 
 def shard(module: nn.Module, world: World) -> None:
     """Shards the parameters of `module` over all workers, in place (FSDP2): each block by itself, then the encoder's rest, then what is
-    left. To be called before the optimiser is made. One worker keeps all."""
+    left. To be called before the optimiser is made. One worker keeps all.
+
+    Where the device has bfloat16, blocks are gathered in it: under autocast alone, every worker would keep a cast copy of all of them.
+    """
     if world.size == 1:
         return
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    dtype = torch.bfloat16 if autocasts(world.device) else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in module.modules():
-        if isinstance(part, Block):
-            fully_shard(part)
+        if isinstance(part, Block | CrossBlock):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
     encoder = cast(Encoder, module.encoder)
-    fully_shard(encoder)
+    fully_shard(encoder, mesh=mesh)
     register_fsdp_forward_method(encoder, "encode")
-    fully_shard(module)
+    fully_shard(module, mesh=mesh)
 
 
 def replicate(module: nn.Module, world: World) -> nn.Module:
@@ -56,6 +64,10 @@ def grad_norm(module: nn.Module) -> Tensor:
 
 
 def load_whole(into: nn.Module, module: nn.Module) -> None:
-    """Gives `into`, a module of plain tensors, the weights of `module`, which is sharded. To be called by all workers."""
-    whole = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in module.state_dict().items()}
-    into.load_state_dict(whole)
+    """Gives `into`, a module of plain tensors, the weights of `module`, which is sharded. To be called by all workers.
+
+    One tensor at a time: what fits only in shards must not be whole on a device.
+    """
+    own = into.state_dict()
+    for name, tensor in module.state_dict().items():
+        own[name].copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)

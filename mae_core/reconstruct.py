@@ -80,7 +80,9 @@ def reconstructions_of(
     model, device = mae.encoder.model, mae.decoder_pos_embed.device
     batches = measured_batches(source, members, size=model.image_size, batch_size=len(members), num_threads=1, skipped=SkippedImages())
     batch = next(batches, None)
-    if batch is None:
+    if batch is None:  # the others may have images, and a sharded forward is a collective
+        empty = torch.zeros(1, model.in_chans, *model.image_size, device=device)
+        reconstruct(mae, empty, torch.zeros(1, mae.num_numbers, device=device))
         return None
     images = normalise(batch.pixels_BHWC.to(device), normalize)
     numbers = uniform(seed=seed, epoch=0, stream=Stream.MASK, samples=batch.samples_B.to(device), count=mae.num_numbers)

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
 from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
-from mae_core.errors import SpecError
 from mae_core.export import load_encoder
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import ModelConfig, NormalizeConfig
@@ -112,10 +110,6 @@ def starting_encoder(spec: ProbeSpec | FinetuneSpec | EvaluateSpec, folder: Path
     """The encoder a probe or fine-tune starts from, and the normalisation of its images (the encoder's, unless the spec gives one)."""
     if folder is not None:
         encoder, normalize = load_encoder(folder, wanted=spec.model)
-        try:
-            spec.with_model(encoder.model, where=str(folder))
-        except ValidationError as error:
-            raise SpecError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from error
         given = spec.data.normalize
         return encoder, given if isinstance(given, NormalizeConfig) else normalize
     assert spec.model is not None, "the spec's own check"

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from mae_core.augmented_probe import AugmentedProbeRun
-from mae_core.config import EvaluateSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.errors import SpecError
 from mae_core.evaluate import EvaluateRun
+from mae_core.export import read_model
 from mae_core.finetune import FinetuneRun
 from mae_core.pretrain import PretrainRun
 from mae_core.probe import ProbeRun
@@ -22,6 +25,8 @@ def open_run(spec: Spec, *, world: World, encoder_folder: Path | None) -> Run:
     torch.set_num_threads(spec.resources.cpus_per_worker)
     if isinstance(spec, PretrainSpec):
         return PretrainRun(spec, world=world)
+    if spec.model is None and encoder_folder is not None:
+        spec = _with_model_of(encoder_folder, spec)
     if isinstance(spec, ProbeSpec) and spec.data.transform is not None:
         return AugmentedProbeRun(spec, world=world, encoder_folder=encoder_folder)
     if isinstance(spec, ProbeSpec):
@@ -29,3 +34,11 @@ def open_run(spec: Spec, *, world: World, encoder_folder: Path | None) -> Run:
     if isinstance(spec, EvaluateSpec):
         return EvaluateRun(spec, world=world, encoder_folder=encoder_folder)
     return FinetuneRun(spec, world=world, encoder_folder=encoder_folder)
+
+
+def _with_model_of(folder: Path, spec: ProbeSpec | FinetuneSpec | EvaluateSpec) -> ProbeSpec | FinetuneSpec | EvaluateSpec:
+    """The spec with its encoder's model, and what the recipe says for one of that size. Raises SpecError where it does not fit the data."""
+    try:
+        return spec.with_model(read_model(folder), where=str(folder))
+    except ValidationError as error:
+        raise SpecError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from error

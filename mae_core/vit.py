@@ -56,9 +56,9 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, scale_B2: Tensor | None = None) -> Tensor:
         attended = self.attn(self.norm1(x_BND))
-        x_BND = x_BND + (attended if scale_B2 is None else attended * scale_B2[:, 0, None, None].to(attended.dtype))
+        x_BND = x_BND + (attended if scale_B2 is None else attended * scale_B2[:, 0, None, None])
         mixed: Tensor = self.mlp(self.norm2(x_BND))
-        return x_BND + (mixed if scale_B2 is None else mixed * scale_B2[:, 1, None, None].to(mixed.dtype))
+        return x_BND + (mixed if scale_B2 is None else mixed * scale_B2[:, 1, None, None])
 
 
 class PatchEmbed(nn.Module):

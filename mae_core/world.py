@@ -35,5 +35,9 @@ class World:
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the device has it, else float32. Never float16: its range makes ViT-H's attention overflow."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocasts(device))
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by itself."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -27,7 +27,6 @@ from service.submission import resolve_encoder
 from service.views import JobPage, JobSummary, JobView
 from workers.contract import DesiredState, EventType, JobStatus, Reason
 
-Spec = Spec
 _ALPHABET = string.digits + string.ascii_lowercase
 
 

@@ -134,9 +134,14 @@ def event_line(event: Json) -> str:
     if kind == EventType.REASON_CHANGED and data.get("reason"):
         return _joined("waiting", data)
     if kind in _TOLD:
-        shown = ", ".join(f"{name} {value}" for name, value in data.items() if isinstance(value, str | int | float))
+        flat = {**data, **(data.get("metrics") or {}), **(data.get("steps") or [{}])[0]}
+        shown = ", ".join(f"{name} {_number(value)}" for name, value in flat.items() if isinstance(value, str | int | float))
         return f"{str(kind).replace('_', ' ')}{f': {shown}' if shown else ''}"
     return ""
+
+
+def _number(value: str | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _joined(status: str, data: dict[str, Any]) -> str:

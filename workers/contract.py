@@ -191,7 +191,7 @@ def attempt_token(secret_key: str, job: str, attempt: int) -> str:
 class Points(Strict):
     """Some points of the metric series, by column: `series[name][i]` belongs to `steps[i]`. NaN and infinity travel as strings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
 
     steps: list[Annotated[int, Field(ge=0, le=MAX_INTEGER)]] = Field(max_length=MAX_POINTS)
     series: dict[str, list[float | None]] = Field(max_length=64)
@@ -215,7 +215,7 @@ class Event(Strict):
 class RunProgress(Strict):
     """How far a run is. `eta_seconds` counts to the last step."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
 
     step: int = Field(ge=0)
     num_steps: int = Field(ge=1)
@@ -266,7 +266,7 @@ class TrainingStateManifest(Strict):
 class EncoderManifest(Strict):
     """Commits a run's result, a probe's and an evaluation's too: what it is, what made it, its files. Written last, `If-None-Match: *`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
 
     contract: int = CONTRACT_VERSION
     job: str

@@ -116,11 +116,12 @@ def _read_tiff(file: BinaryIO, in_chans: int) -> tuple[NDArray[Any], bool] | Non
 
 
 def _plane_and_channels(pixels: NDArray[Any], axes: str, in_chans: int) -> NDArray[Any]:
-    """(H, W, C) of a TIFF's `pixels`, whose `axes` tifffile names: Y, X, S for samples, C for channels, Q for what it does not know."""
+    """(H, W, C) of a TIFF's `pixels`, whose `axes` tifffile names: Y, X, S samples, C channels, I pages, Q what it does not know."""
     kept = [place for place, axis in enumerate(axes) if axis in "YX" or pixels.shape[place] > 1]
     names = "".join(axes[place] for place in kept)
     more = names.replace("Y", "").replace("X", "")
-    if len(names) != len(more) + 2 or len(more) > 1:
+    is_image = len(names) == len(more) + 2 and more in ("", "S", "C", "Q", "I")
+    if not is_image or (more == "I" and pixels.shape[axes.index("I")] != in_chans):  # pages count as channels where they are as many
         raise UnfitImage(f"its axes {axes} of {pixels.shape} are no single image; save every image as a file of its own")
     pixels = pixels.reshape([pixels.shape[place] for place in kept])
     if more == "Q":
@@ -134,7 +135,9 @@ def _channels_last(pixels: NDArray[Any], in_chans: int) -> NDArray[Any]:
         return pixels[:, :, None]
     if pixels.ndim != 3:
         raise UnfitImage(f"an array of shape {pixels.shape} is no image; save it as (H, W) or (H, W, C)")
-    if pixels.shape[2] != in_chans and pixels.shape[0] == in_chans:
+    known = (1, 3, 4) if in_chans in _MODES else (in_chans,)
+    first_is_channels = pixels.shape[0] in known and pixels.shape[2] not in known
+    if first_is_channels or (pixels.shape[0] == in_chans and pixels.shape[2] != in_chans):
         return np.moveaxis(pixels, 0, -1)
     return pixels
 

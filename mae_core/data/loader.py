@@ -7,7 +7,7 @@ order of samples is a function of (seed, epoch) alone, and any step can be reach
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mae_core.data.decode import UnreadableImage
 from mae_core.data.randaugment import numbers_per_augment, rand_augment
-from mae_core.data.source import ImageSource
+from mae_core.data.source import ImageSource, printable
 from mae_core.data.transforms import NUMBERS_PER_CROP, ModelPixels, as_floats, centre_crop, random_resized_crop
 from mae_core.errors import SpecError
 from mae_core.options import FinetuneTransformConfig, ModelConfig, RandAugmentConfig, TransformConfig
@@ -64,6 +64,7 @@ class SkippedImages:
         self._fatal: str | None = None
 
     def add(self, key: str, why: str) -> None:
+        key, why = printable(key), printable(why)
         with self._lock:
             if key not in self._known:
                 self._known[key] = why
@@ -237,8 +238,11 @@ def _batch(source: ImageSource, images: list[_Read]) -> Batch:
 
 def measured_batches(
     source: ImageSource, members: list[int], *, size: tuple[int, int], batch_size: int, num_threads: int, skipped: SkippedImages
-) -> Iterator[Batch]:
-    """All readable images of `members` once, in order, centre-cropped; unreadable ones are left out."""
+) -> Generator[Batch | None]:
+    """All images of `members` once, in order, centre-cropped, the next batch being decoded while one is used.
+
+    Unreadable images are left out; None stands for a batch that has no others.
+    """
 
     def read(sample: int) -> _Read | None:
         try:
@@ -247,8 +251,17 @@ def measured_batches(
             skipped.add(source.keys[sample], str(error))
             return None
 
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
-        for first in range(0, len(members), batch_size):
-            images = [image for image in pool.map(read, members[first : first + batch_size]) if image is not None]
-            if images:
-                yield _batch(source, images)
+    def batch_of(reads: Iterator[_Read | None]) -> Batch | None:
+        images = [image for image in reads if image is not None]
+        return _batch(source, images) if images else None
+
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+    try:
+        begun = (pool.map(read, members[first : first + batch_size]) for first in range(0, len(members), batch_size))
+        ahead = next(begun, None)
+        while ahead is not None:
+            batch = batch_of(ahead)
+            ahead = next(begun, None)
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -13,8 +13,14 @@ from PIL import Image
 from mae_core.data.decode import Pixels, UnfitImage, UnreadableImage, read_image
 from mae_core.errors import DataError
 from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
+from mae_core.world import World
 
 _FIRST_IMAGES = 10
+
+
+def printable(name: str) -> str:
+    """The name of a file as text that any program takes: Python keeps bytes of a name that are no UTF-8 as lone surrogates."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 class ImageSource(Protocol):
@@ -67,6 +73,8 @@ class DigitsSource:
 def open_source(place: str, *, in_chans: int) -> ImageSource:
     """The images at `place`. Raises DataError where there are none, and where the first one has other channels than the model."""
     if place == DIGITS:
+        if in_chans != 1:
+            raise DataError(f"data: the digits have 1 channel, but model.in_chans is {in_chans}")
         return DigitsSource()
     source = FolderSource(Path(place), in_chans)
     _check_first_image(source)
@@ -83,6 +91,24 @@ def _check_first_image(source: ImageSource) -> None:
             raise DataError(f"data: {error}") from error
         except UnreadableImage:
             continue  # counted, and named, when the run comes to it
+
+
+def check_same_images(sources: Sequence[ImageSource], world: World) -> None:
+    """Raises DataError, on all workers, where they do not see the same images: the order of samples would differ, and their number."""
+    told = world.gather([(len(source.keys), _digest(source)) for source in sources])
+    for place, source in enumerate(sources):
+        different = [rank for rank, each in enumerate(told) if each[place] != told[0][place]]
+        if different:
+            counts = f"worker 0 has {told[0][place][0]} images, worker {different[0]} has {told[different[0]][place][0]}"
+            raise DataError(
+                f"data: {len(different)} of {world.size} workers see other images than worker 0 (such as {printable(source.keys[0])}): "
+                f"{counts}; every machine needs the same files under the same names"
+            )
+
+
+def _digest(source: ImageSource) -> str:
+    names = "\0".join([*source.keys, "", *source.classes])
+    return hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def check_units(source: ImageSource, data: DataConfig) -> None:
@@ -150,3 +176,8 @@ class LabelledData:
             raise DataError(f"data.validation {data.validation} has other classes than data.source; only in one: {', '.join(missing)}")
         if not self.train or not self.validation:
             raise DataError(f"data: {len(self.train)} training and {len(self.validation)} validation images; change validation_fraction")
+
+    @property
+    def sources(self) -> list[ImageSource]:
+        """The one or two sources of the images."""
+        return [self.train_source] if self.validation_source is self.train_source else [self.train_source, self.validation_source]

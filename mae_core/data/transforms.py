@@ -88,7 +88,9 @@ def centre_crop(image: Pixels, size: tuple[int, int]) -> ModelPixels:
     zoom = (8 / 7 if max(size) <= 224 else 1.0) * max(width / image_width, height / image_height)
     middle_x, middle_y = image_width / 2, image_height / 2
     half_w, half_h = width / zoom / 2, height / zoom / 2
-    return _resize(image, size, (middle_x - half_w, middle_y - half_h, middle_x + half_w, middle_y + half_h))
+    left, top = max(0.0, middle_x - half_w), max(0.0, middle_y - half_h)  # rounding may take a whole side out of the image
+    right, bottom = min(float(image_width), middle_x + half_w), min(float(image_height), middle_y + half_h)
+    return _resize(image, size, (left, top, right, bottom))
 
 
 def as_floats(pixels: PixelArray) -> NDArray[np.float32]:

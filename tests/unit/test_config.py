@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,22 @@ BAD = [
     ("pretrain", {"optim": {"batch_size_per_device": 3}}, r"batch_size_per_device 3 x 1 worker\(s\) x accumulation 1 is not .*be 4\."),
     ("pretrain", {"optim": {"lr": 0.1}}, r"lr 0\.1 is not base_lr 0\.02 x batch_size 4 / 256 = 0\.0003125; leave one out"),
     ("pretrain", {"evaluation": {"labelled": {"source": DATA}}}, r"labelled: give validation \(a folder\) or validation_fraction"),
+    ("pretrain", {"evaluation": {"knn": 5}}, r"labelled: k-NN and probe need images with labels; give labelled"),
+    ("pretrain", {"evaluation": {"every_epochs": 3}}, r"evaluation\.every_epochs 3 is more than optim\.epochs 2"),
+    ("finetune", {"evaluate_every_epochs": 3}, r"evaluate_every_epochs 3 is more than optim\.epochs 2"),
+    ("pretrain", {"optim": {"min_lr": 1.0}}, r"min_lr 1 is above the learning rate 0\.0003125"),
+    ("pretrain", {"optim": {"base_lr": math.inf}}, r"optim\.base_lr.*finite number"),
+    ("pretrain", {"data": {"normalize": {"mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, math.nan]}}}, r"std\.2.*finite number"),
+    (
+        "pretrain",
+        {"evaluation": {"labelled": {"source": DATA, "validation_fraction": 0.2}, "knn": 0, "probe_epochs": 0}},
+        r"labelled: neither knn nor probe_epochs measures anything",
+    ),
+    (
+        "pretrain",
+        {"evaluation": {"labelled": {"source": "digits", "validation_fraction": 0.2}}},
+        r"evaluation\.labelled: the digits have 1 channel, but model\.in_chans is 3",
+    ),
     ("pretrain", {"recipe": "large"}, r"recipe.*'paper' or 'small'"),
     ("finetune", {"mix": {"mixup": 0.8}, "optim": {"accumulation": 4}}, r"mix: pairs of neighbours .* 1 images at a time"),
     ("finetune", {"trainable_blocks": 12.5}, r"trainable_blocks 12\.5: the encoder has 12"),

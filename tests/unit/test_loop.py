@@ -312,6 +312,6 @@ def test_a_state_of_another_model_is_refused_whole() -> None:
             self.bias = nn.Parameter(torch.zeros(1))
 
     run = training(module=Other())
-    with pytest.raises(EncoderError, match="the training state does not fit: module.bias is missing"):
+    with pytest.raises(EncoderError, match=r"the training state does not fit: module\.bias is missing"):
         load_training_state(run, training_state(training()))
     assert run.step == 0

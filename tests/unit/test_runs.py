@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from mae_core.errors import DataError, EncoderError, SpecError
 from mae_core.export import WEIGHTS, load_encoder, write_encoder
+from mae_core.finetune import FinetuneRun
 from mae_core.loop import Progress
-from mae_core.options import ARCH_SIZES, ModelConfig
+from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
 from mae_core.pretrain import PretrainRun
 from mae_core.run import Run
 from mae_core.vit import Encoder, initialise
@@ -216,6 +217,21 @@ def test_an_encoder_that_is_another_model(folder: Path, encoder_folder: Path) ->
 def test_an_encoder_that_does_not_fit_the_data(spec: Spec, encoder_folder: Path) -> None:
     with pytest.raises(SpecError, match=r"^model\.in_chans: the digits have 1 channel, not 3$"):
         opened(spec, encoder_folder=encoder_folder)
+
+
+def test_the_recipe_follows_the_encoders_size(folder: Path, tmp_path: Path) -> None:
+    """Nothing but the folder says that it is a ViT-B: pooling, layer decay and the like are then the paper's."""
+    model = ModelConfig(arch="vit_base_patch4", image_size=8)
+    (tmp_path / "base").mkdir()
+    encoder = Encoder(model)
+    initialise(encoder, torch.Generator().manual_seed(0))
+    write_encoder(encoder, tmp_path / "base", normalize=NormalizeConfig(mean=(0.5,) * 3, std=(0.5,) * 3))
+    spec = finetune_spec(folder, model=None, encoder={"file": str(tmp_path / "base")})
+    run = opened(spec, encoder_folder=tmp_path / "base")
+    assert isinstance(run, FinetuneRun)
+    assert (spec.recipe, spec.mix.mixup) == ("small", 0.0)
+    assert (run._spec.recipe, run._spec.mix.mixup, run._spec.optim.layer_decay) == ("paper", 0.8, 0.65)
+    assert run._spec.optim.batch_size == 4  # what the user says stays
 
 
 def test_nothing_left_to_train_on(folder: Path) -> None:

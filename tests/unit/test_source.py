@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from mae_core.data.decode import UnreadableImage
-from mae_core.data.source import DigitsSource, FolderSource, LabelledData, open_source, split
+from mae_core.data.source import DigitsSource, FolderSource, LabelledData, check_same_images, open_source, printable, split
 from mae_core.errors import DataError
 from mae_core.options import DataConfig
+from mae_core.world import World
 from tests.unit.core_fixtures import PictureSource, image_folder, picture
+from tests.unit.threaded_world import by_workers
 
 FROZEN_SPLIT = [1, 2, 3, 6, 7, 8, 11, 17, 18]
 
@@ -152,3 +154,31 @@ def test_labels_missing_or_different(tmp_path: Path, classes: tuple[str], valida
 def test_a_split_that_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="4 training and 0 validation images; change validation_fraction"):
         LabelledData(data_config(image_folder(tmp_path, per_class=2), validation_fraction=1e-6), in_chans=3)
+
+
+def test_workers_that_see_other_images_are_told_so(tmp_path: Path) -> None:
+    same = FolderSource(image_folder(tmp_path / "same"), 3)
+    fewer = FolderSource(image_folder(tmp_path / "fewer", per_class=7), 3)
+    other = FolderSource(image_folder(tmp_path / "other", classes=("cat", "fox")), 3)
+
+    def check(third: FolderSource) -> list[str | None]:
+        def of_one(world: World) -> str | None:
+            try:
+                check_same_images([same, third if world.rank == 2 else same], world)
+            except DataError as error:
+                return str(error)
+            return None
+
+        return by_workers(3, of_one)
+
+    assert check(same) == [None] * 3
+    told = check(fewer)
+    assert len(set(told)) == 1
+    assert str(told[0]).startswith("data: 1 of 3 workers see other images than worker 0 (such as ")
+    assert "worker 0 has 16 images, worker 2 has 14" in str(told[0])
+    assert "worker 2 has 16" in str(check(other)[0])
+
+
+def test_names_that_are_no_utf_8_become_text() -> None:
+    assert printable("a\udcff.png") == "a\ufffd.png"
+    assert printable("Straße/ü.png") == "Straße/ü.png"

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mae_core.data.transforms import _TRIES, NUMBERS_PER_CROP, _clamped_box, _resized_box, centre_crop, normalise, random_resized_crop
@@ -255,3 +257,11 @@ def test_normalising() -> None:
     torch.testing.assert_close(images, torch.tensor([[[[-1.0, -0.6]], [[8.0, 2.0]]]]))
     floats = normalise(torch.tensor([0.0, 1.0, 0.2, 0.4]).reshape(1, 1, 2, 2), NormalizeConfig(mean=(0.5, 0.2), std=(0.5, 0.1)))
     torch.testing.assert_close(floats, images)
+
+
+@given(width=st.integers(1, 500), height=st.integers(1, 500), size=st.tuples(st.integers(1, 24), st.integers(1, 24)))
+@example(width=98, height=256, size=(16, 16))
+def test_measuring_takes_images_of_any_shape(width: int, height: int, size: tuple[int, int]) -> None:
+    """Rounding must not take the box out of the image, which Pillow refuses: above 224 pixels a whole side is taken."""
+    size = (16 * size[0], 16 * size[1])
+    assert centre_crop(np.zeros((height, width, 1), np.uint8), size).shape == (*size, 1)

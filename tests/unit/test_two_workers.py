@@ -19,7 +19,7 @@ LIKE_ONE = [
     *("pretrain", "pretrain-accumulated", "pretrain-sharded", "pretrain-cheap", "pretrain-evaluated"),
     *("finetune", "finetune-augmented", "finetune-sharded", "finetune-last", "corrupt", "probe-augmented"),
 ]
-SCENARIOS = [*LIKE_ONE, "probe", "too-corrupt", "diverged", "stopped", "poisoned", "poisoned-sharded"]
+SCENARIOS = [*LIKE_ONE, "probe", "too-corrupt", "diverged", "stopped", "poisoned", "poisoned-sharded", "blind-sharded"]
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_drops_the_step_on_all(folder: Pat
 
 def test_only_sharded_runs_are_sharded(folder: Path) -> None:
     sharded = {name for name in SCENARIOS if seen_by_both(folder, name)[0].get("sharded")}
-    assert sharded == {"pretrain-sharded", "pretrain-evaluated", "finetune-sharded", "poisoned-sharded"}
+    assert sharded == {"pretrain-sharded", "pretrain-evaluated", "finetune-sharded", "poisoned-sharded", "blind-sharded"}
 
 
 def test_sharded_and_checkpointed_runs_have_the_losses_of_replicated_ones(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from mae_core import reconstruct
 from mae_core.errors import MaeError
 from mae_core.options import ARCH_SIZES
 from mae_core.probe import ProbeRun
@@ -52,6 +53,7 @@ def scenarios(folder: Path, *, num_workers: int) -> dict[str, Spec]:
         "too-corrupt": pretrain_spec(folder / "corrupt", resources=resources, data={"max_corrupt_fraction": 0.05}),
         "diverged": pretrain_spec(images, optim={"base_lr": 1e30, "max_dropped_steps": 1}, resources=resources),
         "stopped": finetune_spec(images, resources=resources),
+        "blind-sharded": pretrain_spec(images, optim=_SLOWLY, resources=resources, parallel=_SHARDED),
         "poisoned": pretrain_spec(images, optim=_SLOWLY, resources=resources),
         "poisoned-sharded": pretrain_spec(images, optim=_SLOWLY, resources=resources, parallel=_SHARDED),
     }
@@ -94,6 +96,8 @@ def main(rank: int, folder: Path) -> None:
     ARCH_SIZES["tiny"] = SHALLOW
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for name, spec in scenarios(folder, num_workers=2).items():
+        if name == "blind-sharded" and rank == 1:  # a worker that cannot read the images to be shown
+            reconstruct.measured_batches = lambda *_, **__: iter(())  # type: ignore[assignment]
         poisoned_step = 3 if name.startswith("poisoned") and rank == 1 else None
         seen = outcome(spec, world=World(rank, 2), stop_asked_by=1 if name == "stopped" else None, poisoned_step=poisoned_step)
         torch.save(seen, folder / f"{name}-{rank}.pt")
