@@ -1,6 +1,6 @@
 """Accuracy on images that a model was not trained on, shared between the workers; and the run that measures it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from mae_core.classifier import Classifier
 from mae_core.config import EvaluateSpec
 from mae_core.data.loader import SkippedImages
 from mae_core.data.source import LabelledData
+from mae_core.errors import EncoderError
 from mae_core.export import has_head
 from mae_core.loop import CanSave, Progress, WantsStop, always, check_skipped
 from mae_core.options import NormalizeConfig
@@ -21,11 +22,11 @@ from mae_core.world import World
 
 def accuracy(
     classifier: Classifier, data: LabelledData, *, normalize: NormalizeConfig, world: World, num_threads: int, skipped: SkippedImages
-) -> dict[str, float]:
+) -> Generator[None, None, dict[str, float]]:
     """`val_accuracy` in [0, 1] of `classifier` over the readable validation images, each seen once, centre-cropped.
 
-    All workers call it, and all get the same; the classifier is left in eval mode. `skipped` gets the unreadable images that this worker
-    met. Raises DataError where none can be read.
+    All workers call it, and all get the same; it yields after each round, on all of them. The classifier is left in eval mode. `skipped`
+    gets the unreadable images that this worker met. NaN where outputs are no numbers. Raises DataError where none can be read.
     """
     tally = Tally(list(data.classes), world.device)
     labels_N = torch.tensor([data.validation_source.labels[member] for member in data.validation], device=world.device)
@@ -41,7 +42,11 @@ def accuracy(
         skipped=skipped,
     ):
         tally.add(scores_BK, labels_N[places_B])
-    return {"val_accuracy": tally.report(world).top1}
+        yield
+    try:
+        return {"val_accuracy": tally.report(world).top1}
+    except EncoderError:  # outputs that are no numbers: whether a training has diverged is not for its evaluation to say
+        return {"val_accuracy": float("nan")}
 
 
 class EvaluateRun(Run):

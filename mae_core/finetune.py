@@ -1,6 +1,6 @@
 """The fine-tuning run."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mae_core.classifier import Classifier
 from mae_core.config import FinetuneSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
-from mae_core.data.source import LabelledData, check_units
+from mae_core.data.source import LabelledData, check_same_images, check_units
 from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.evaluate import accuracy
@@ -20,6 +20,7 @@ from mae_core.optim import finetune_optimizer
 from mae_core.options import NormalizeConfig
 from mae_core.parallel import load_whole, shard
 from mae_core.randomness import Stream, uniform
+from mae_core.rounds import newly_skipped, told_in_rounds
 from mae_core.run import TrainedRun, seeded, starting_encoder, training_loader
 from mae_core.vit import Encoder, drop_path_scale
 from mae_core.world import World
@@ -36,6 +37,7 @@ class FinetuneRun(TrainedRun):
         encoder.activation_checkpointing = spec.parallel.activation_checkpointing
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        check_same_images(self._data.sources, world)
         if encoder_folder is None:
             check_units(self._data.train_source, spec.data)
         self._open_normalize(normalize, auto=self._channel_statistics if spec.data.normalize == "auto" else None)
@@ -93,22 +95,28 @@ class FinetuneRun(TrainedRun):
         self._settle_normalize()
         training = self.training
         every = (self._spec.evaluate_every_epochs or self._spec.optim.epochs) * training.loader.steps_per_epoch
-        if training.step and training.step % every == 0:  # it was saved there, and may have died before it was evaluated
-            yield self._evaluate()
+        is_due = training.step > 0 and training.step % every == 0  # it was saved there, and may have died before it was evaluated
+        if is_due and (yield from self._evaluate(wants_stop)):
+            return
         for progress in training.steps(wants_stop, can_save):
             self._keep_last(progress)
             yield progress
             if progress.stop_agreed:
                 return
-            if progress.step % every == 0 or progress.step == progress.num_steps:
-                yield self._evaluate()
+            is_due = progress.step % every == 0 or progress.step == progress.num_steps
+            if is_due and (yield from self._evaluate(wants_stop)):
+                return
         if self._spec.parallel.strategy == "fsdp":
             self._whole = self._new_classifier(Encoder(self.model))
             load_whole(self._whole, self._classifier)
 
-    def _evaluate(self) -> Progress:
-        """Raises DataError when too many validation images are unreadable, on all workers."""
-        evaluated = accuracy(
+    def _evaluate(self, wants_stop: WantsStop) -> Generator[Progress, None, bool]:
+        """True where the workers agreed to stop before it was done.
+
+        Raises DataError when too many validation images are unreadable, on all workers.
+        """
+        training = self.training
+        measuring = accuracy(
             self._classifier,
             self._data,
             normalize=self.normalize,
@@ -116,8 +124,11 @@ class FinetuneRun(TrainedRun):
             num_threads=self._spec.resources.cpus_per_worker,
             skipped=self._unreadable,
         )
+        evaluated = yield from told_in_rounds(measuring, training, wants_stop)
+        if evaluated is None:
+            return True
         self._classifier.train()
-        new = {key: why for worker in self._world.gather(self._unreadable.take_new()) for key, why in worker.items()}
+        new = newly_skipped(self._unreadable, self._world)
         self._num_unreadable += len(new)
         check_skipped(
             self._num_unreadable,
@@ -126,9 +137,9 @@ class FinetuneRun(TrainedRun):
             example=next(iter(new.values()), ""),
         )
         self.metrics |= evaluated
-        training = self.training
         epoch = training.step / training.loader.steps_per_epoch
-        return Progress(training.step, training.num_steps, epoch, skipped=new, evaluated=evaluated)
+        yield Progress(training.step, training.num_steps, epoch, skipped=new, evaluated=evaluated)
+        return False
 
     def write_result(self, folder: Path) -> None:
         write_classifier(self._whole, folder, classes=list(self._data.classes), normalize=self.normalize)

@@ -28,69 +28,61 @@ def online_evaluation(
     world: World,
     num_threads: int,
     skipped: SkippedImages,
-) -> dict[str, float]:
+) -> Generator[None, None, dict[str, float]]:
     """`knn_accuracy` and `probe_accuracy` in [0, 1] on the held-back images, as `config` asks; NaN where the encoder or the probe diverged.
 
-    All workers call it, and all get the same. It draws no global random numbers and leaves no gradients; the encoder is left in eval
-    mode. `skipped` gets the unreadable images that this worker met. Raises DataError where they are too many, on all workers.
+    All workers call it, and all get the same; it yields after each round and each epoch of the probe, on all of them. It draws no global
+    random numbers and leaves no gradients; the encoder is left in eval mode. `skipped` gets the unreadable images that this worker met.
+    Raises DataError where they are too many, on all workers.
     """
     assert config.labelled is not None
-    limit = config.labelled.max_corrupt_fraction
     names = [name for name, wanted in (("knn_accuracy", config.knn), ("probe_accuracy", config.probe_epochs)) if wanted]
-    if not names:
-        return {}
+    parts = []
     try:
-        train, held_back = (
-            _finished(
-                encode_features(
-                    encoder,
-                    source,
-                    members,
-                    pooling=config.pooling,
-                    normalize=normalize,
-                    world=world,
-                    num_threads=num_threads,
-                    skipped=skipped,
-                    max_corrupt_fraction=limit,
-                    section="evaluation.labelled",
-                )
+        for source, members in ((data.train_source, data.train), (data.validation_source, data.validation)):
+            part = yield from encode_features(
+                encoder,
+                source,
+                members,
+                pooling=config.pooling,
+                normalize=normalize,
+                world=world,
+                num_threads=num_threads,
+                skipped=skipped,
+                max_corrupt_fraction=config.labelled.max_corrupt_fraction,
+                section="evaluation.labelled",
             )
-            for source, members in ((data.train_source, data.train), (data.validation_source, data.validation))
-        )
+            parts.append(part)
     except EncoderError:  # whether a training has diverged is not for its evaluation to say
         return dict.fromkeys(names, float("nan"))
+    train, held_back = parts
     if len(train.labels_N) < 2 or not len(held_back.labels_N):
         raise DataError("evaluation.labelled: too few images can be read: two are needed to train a probe, and one to measure it")
-    found = {}
+    found, num_classes = {}, len(data.classes)
     if config.knn:
-        found["knn_accuracy"] = _knn_accuracy(train, held_back, k=config.knn, classes=list(data.classes), world=world)
+        found["knn_accuracy"] = yield from _knn_accuracy(train, held_back, k=config.knn, classes=list(data.classes), world=world)
     if config.probe_epochs:
-        found["probe_accuracy"] = _probe_accuracy(train, held_back, epochs=config.probe_epochs, num_classes=len(data.classes), seed=seed)
+        probing = _probe_accuracy(train, held_back, epochs=config.probe_epochs, num_classes=num_classes, seed=seed)
+        found["probe_accuracy"] = yield from probing
     return found
 
 
-def _finished(encoding: Generator[None, None, Features]) -> Features:
-    while True:
-        try:
-            next(encoding)
-        except StopIteration as done:
-            features: Features = done.value
-            return features
-
-
-def _knn_accuracy(train: Features, held_back: Features, *, k: int, classes: list[str], world: World) -> float:
+def _knn_accuracy(train: Features, held_back: Features, *, k: int, classes: list[str], world: World) -> Generator[None, None, float]:
     tally = Tally(classes, world.device)
     for scores_BK, labels_B in knn_rounds(train, held_back, k=k, num_classes=len(classes), world=world):
         tally.add(scores_BK, labels_B)
+        yield
     return tally.report(world).top1
 
 
-def _probe_accuracy(train: Features, held_back: Features, *, epochs: int, num_classes: int, seed: int) -> float:
+def _probe_accuracy(train: Features, held_back: Features, *, epochs: int, num_classes: int, seed: int) -> Generator[None, None, float]:
     optim = ProbeOptim(epochs=epochs, batch_size=min(_PROBE_BATCH, len(train.labels_N)), base_lr=0.1, warmup_epochs=epochs / 10)
     head = ProbeHead(train.features_ND.shape[1], num_classes, torch.Generator().manual_seed(seed)).to(train.features_ND.device)
-    try:
-        for _ in train_head(head, train, optim=optim, seed=seed):
-            pass
-    except DivergedError:
-        return float("nan")
-    return head_accuracy(head, held_back)
+    training, diverged = train_head(head, train, optim=optim, seed=seed), False
+    for _ in range(epochs):  # as many on a worker whose head diverged alone: the others would wait for it
+        try:
+            next(training, None)
+        except DivergedError:
+            diverged = True
+        yield
+    return float("nan") if diverged else head_accuracy(head, held_back)

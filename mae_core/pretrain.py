@@ -1,13 +1,13 @@
 """The pretraining run."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from mae_core.config import PretrainSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
-from mae_core.data.source import LabelledData, check_units, open_source, split
+from mae_core.data.source import LabelledData, check_same_images, check_units, open_source, split
 from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
@@ -16,10 +16,11 @@ from mae_core.loop import CanSave, Progress, Training, WantsStop, always
 from mae_core.mae import MaskedAutoencoder
 from mae_core.online import online_evaluation
 from mae_core.optim import pretrain_optimizer
-from mae_core.options import NormalizeConfig
+from mae_core.options import DataConfig, NormalizeConfig
 from mae_core.parallel import load_whole, shard
 from mae_core.randomness import Stream, uniform
 from mae_core.reconstruct import reconstructions_of
+from mae_core.rounds import newly_skipped, told_in_rounds
 from mae_core.run import TrainedRun, seeded, training_loader
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
@@ -43,7 +44,8 @@ class PretrainRun(TrainedRun):
         choice = held_back or members
         self._shown = choice[:: max(len(choice) // _NUM_SHOWN, 1)][:_NUM_SHOWN]  # spread over the classes
         labelled = spec.evaluation.labelled
-        self._labelled = LabelledData(labelled, in_chans=spec.model.in_chans) if labelled is not None else None
+        self._labelled = _open_labelled(labelled, spec.model.in_chans) if labelled is not None else None
+        check_same_images([self._source, *(self._labelled.sources if self._labelled is not None else ())], world)
         self._encoder = encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
         self._mae = MaskedAutoencoder(encoder, masking=spec.masking, decoder=spec.decoder, target=spec.target)
         initialise(self._mae, seeded(spec.seed))
@@ -89,26 +91,34 @@ class PretrainRun(TrainedRun):
     def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
         self._settle_normalize()
         training = self.training
-        if training.step and training.step % self._evaluate_every == 0:  # it was saved there, and may have died before it was evaluated
-            yield self._evaluate()
+        is_due = (
+            training.step > 0 and training.step % self._evaluate_every == 0
+        )  # it was saved there, and may have died before it was evaluated
+        if is_due and (yield from self._evaluate(wants_stop)):
+            return
         for progress in training.steps(wants_stop, can_save):
             self._keep_last(progress)
             yield progress
             if progress.stop_agreed:
                 return
-            if progress.step % self._evaluate_every == 0 or progress.step == progress.num_steps:
-                yield self._evaluate()
+            is_due = progress.step % self._evaluate_every == 0 or progress.step == progress.num_steps
+            if is_due and (yield from self._evaluate(wants_stop)):
+                return
         if self._spec.parallel.strategy == "fsdp":
             self._encoder = Encoder(self.model)
             load_whole(self._encoder, self._mae.encoder)
 
-    def _evaluate(self) -> Progress:
-        """Reconstructions of the same images and, with labels, what a k-NN classifier and a linear probe read from the encoder now."""
+    def _evaluate(self, wants_stop: WantsStop) -> Generator[Progress, None, bool]:
+        """Reconstructions of the same images and, with labels, what a k-NN classifier and a linear probe read from the encoder now.
+
+        True where the workers agreed to stop before it was done.
+        """
         training, spec = self.training, self._spec
         pictures = reconstructions_of(self._mae, self._source, self._shown, normalize=self.normalize, seed=spec.seed)
         unreadable = SkippedImages()
-        evaluated = (
-            online_evaluation(
+        evaluated: dict[str, float] | None = {}
+        if self._labelled is not None:
+            measuring = online_evaluation(
                 self._mae.encoder,
                 self._labelled,
                 config=spec.evaluation,
@@ -118,14 +128,22 @@ class PretrainRun(TrainedRun):
                 num_threads=spec.resources.cpus_per_worker,
                 skipped=unreadable,
             )
-            if self._labelled is not None
-            else {}
-        )
+            evaluated = yield from told_in_rounds(measuring, training, wants_stop)
+        if evaluated is None:
+            return True
         self._mae.train()
         self.metrics |= evaluated
         epoch = training.step / training.loader.steps_per_epoch
-        skipped = {key: why for told in self._world.gather(unreadable.take_new()) for key, why in told.items()}
-        return Progress(training.step, training.num_steps, epoch, skipped=skipped, evaluated=evaluated, reconstructions=pictures)
+        skipped = newly_skipped(unreadable, self._world)
+        yield Progress(training.step, training.num_steps, epoch, skipped=skipped, evaluated=evaluated, reconstructions=pictures)
+        return False
 
     def write_result(self, folder: Path) -> None:
         write_encoder(self._encoder, folder, normalize=self.normalize)
+
+
+def _open_labelled(data: DataConfig, in_chans: int) -> LabelledData:
+    try:
+        return LabelledData(data, in_chans=in_chans)
+    except DataError as error:
+        raise DataError(f"evaluation.labelled: {error}") from error

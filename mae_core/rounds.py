@@ -4,8 +4,9 @@ Shapes: B images, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch import Tensor
 from mae_core.data.loader import SkippedImages, measured_batches
 from mae_core.data.source import ImageSource
 from mae_core.data.transforms import normalise
-from mae_core.loop import WantsStop
+from mae_core.loop import Progress, Training, WantsStop
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.world import World, autocast
+
+T = TypeVar("T")
 
 _MAX_BATCH = 256
 _MAX_TOKENS = 65_536  # of a batch, so that large images do not need more memory than many small ones
@@ -59,21 +62,23 @@ def measured_rounds(
         skipped: gets the unreadable images that this worker met.
     """
     size = batch_size(model)
-    for first in range(0, len(members), size * world.size):
-        start = first + world.rank * size
-        places = range(start, min(start + size, len(members)))
-        place_of = {members[place]: place for place in places}
-        batches = list(  # one, or none
-            measured_batches(source, list(place_of), size=model.image_size, batch_size=size, num_threads=num_threads, skipped=skipped)
-        )
-        if batches:
-            images_BCHW = normalise(batches[0].pixels_BHWC.to(world.device), normalize)
-        else:
-            images_BCHW = torch.zeros(1, model.in_chans, *model.image_size, device=world.device)
-        with torch.no_grad(), autocast(world.device):
-            outputs = forward(images_BCHW).float()
-        found = [place_of[sample] for batch in batches for sample in batch.samples_B.tolist()]
-        yield Measured(torch.tensor(found, dtype=torch.int64, device=world.device), outputs[: len(found)])
+    starts = range(world.rank * size, len(members) + world.rank * size, size * world.size)
+    shares = [range(start, min(start + size, len(members))) for start in starts]  # places of each round; in the last one perhaps none
+    own = [members[place] for places in shares for place in places]
+    with closing(
+        measured_batches(source, own, size=model.image_size, batch_size=size, num_threads=num_threads, skipped=skipped)
+    ) as batches:
+        for places in shares:
+            batch = next(batches, None)
+            if batch is not None:
+                images_BCHW = normalise(batch.pixels_BHWC.to(world.device), normalize)
+            else:
+                images_BCHW = torch.zeros(1, model.in_chans, *model.image_size, device=world.device)
+            with torch.no_grad(), autocast(world.device):
+                outputs = forward(images_BCHW).float()
+            place_of = {members[place]: place for place in places}
+            found = [place_of[sample] for sample in batch.samples_B.tolist()] if batch is not None else []
+            yield Measured(torch.tensor(found, dtype=torch.int64, device=world.device), outputs[: len(found)])
 
 
 def newly_skipped(skipped: SkippedImages, world: World) -> dict[str, str]:
@@ -84,3 +89,18 @@ def newly_skipped(skipped: SkippedImages, world: World) -> dict[str, str]:
 def stop_agreed(wants_stop: WantsStop, world: World) -> bool:
     """Whether any worker wants to stop; the same on all workers, who all must call."""
     return world.sum(torch.tensor([float(wants_stop())], device=world.device)).item() > 0
+
+
+def told_in_rounds(measuring: Generator[None, None, T], training: Training, wants_stop: WantsStop) -> Generator[Progress, None, T | None]:
+    """What `measuring` finds between two steps of `training`; None where the workers agreed to stop before. Tells progress by the round."""
+    epoch = training.step / training.loader.steps_per_epoch
+    while True:
+        try:
+            next(measuring)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        stop = stop_agreed(wants_stop, training.world)
+        yield Progress(training.step, training.num_steps, epoch, stop_agreed=stop)
+        if stop:
+            return None

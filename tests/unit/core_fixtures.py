@@ -1,8 +1,8 @@
 """Small data, specs and runs for the tests of mae_core."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from mae_core.options import ModelConfig
 from mae_core.run import Run
 from mae_core.runs import open_run
 from mae_core.world import World
+
+T = TypeVar("T")
 
 torch.set_num_threads(1)  # as a run with one CPU does; two threads on two busy cores wait for each other
 
@@ -106,3 +108,14 @@ def opened(spec: Spec, *, encoder_folder: Path | None = None) -> Run:
 def losses(run: Run) -> dict[int, float]:
     """Runs to the end; the loss of every step taken."""
     return {step: values["loss"] for progress in run.progress(lambda: False) for step, values in progress.points}
+
+
+def finished(rounds: Generator[None, None, T]) -> tuple[T, int]:
+    """What a measurement in rounds finds, and after how many."""
+    num_rounds = 0
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as done:
+            return done.value, num_rounds
+        num_rounds += 1

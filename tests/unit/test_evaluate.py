@@ -22,7 +22,7 @@ from mae_core.loop import Progress
 from mae_core.options import ARCH_SIZES, DataConfig, ModelConfig, NormalizeConfig
 from mae_core.vit import Encoder, initialise, pool
 from mae_core.world import World
-from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder, picture, spec_of
+from tests.unit.core_fixtures import SHALLOW, corrupt, finished, image_folder, picture, spec_of
 from tests.unit.threaded_world import by_workers
 
 MODEL = ModelConfig(arch="vit_tiny_patch4", image_size=8)
@@ -265,7 +265,7 @@ def test_the_accuracy_of_a_finetuning_is_that_of_its_evaluation(images: Path, tm
     data = LabelledData(DataConfig(source=str(images), validation_fraction=0.6), in_chans=3)
 
     def measured(world: World) -> dict[str, float]:
-        return accuracy(classifier, data, normalize=NORMALIZE, world=world, num_threads=1, skipped=SkippedImages())
+        return finished(accuracy(classifier, data, normalize=NORMALIZE, world=world, num_threads=1, skipped=SkippedImages()))[0]
 
     assert by_workers(2, measured) == [{"val_accuracy": run.metrics["top1"]}] * 2
     assert 0 < measured(World())["val_accuracy"] < 1

@@ -12,7 +12,7 @@ from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
 from mae_core.rounds import num_rounds
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
-from tests.unit.core_fixtures import SHALLOW, PictureSource
+from tests.unit.core_fixtures import SHALLOW, PictureSource, finished
 from tests.unit.threaded_world import by_workers
 
 MODEL = ModelConfig(arch="vit_tiny_patch4", image_size=8)
@@ -43,8 +43,8 @@ def encoded(
     limit: float = 0.5,
 ) -> tuple[Features, int, dict[str, str]]:
     """The features, the rounds they took, and the unreadable images that this worker met."""
-    skipped, num = SkippedImages(), 0
-    rounds = encode_features(
+    skipped = SkippedImages()
+    encoding = encode_features(
         encoder,
         PictureSource(20, broken=broken),
         list(members),
@@ -55,12 +55,7 @@ def encoded(
         skipped=skipped,
         max_corrupt_fraction=limit,
     )
-    while True:
-        try:
-            next(rounds)
-            num += 1
-        except StopIteration as done:
-            return done.value, num, skipped.take_new()
+    return *finished(encoding), skipped.take_new()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -256,8 +256,25 @@ def test_measuring_sees_each_readable_image_once_in_order() -> None:
     skipped = SkippedImages()
     source = PictureSource(NUM_IMAGES, broken=(0, 1, 2, 7))
     members = [0, 1, 2, 3, 7, 11, 12]
-    batches = list(measured_batches(source, members, size=(8, 8), batch_size=3, num_threads=2, skipped=skipped))
+    none_readable, *batches = measured_batches(source, members, size=(8, 8), batch_size=3, num_threads=2, skipped=skipped)
+    assert none_readable is None
     assert [batch.samples_B.tolist() for batch in batches] == [[3, 11], [12]]
     assert [batch.labels_B.tolist() for batch in batches] == [[1, 1], [0]]
     assert batches[0].pixels_BHWC.shape == (2, 8, 8, 3)
     assert skipped.num_new == 4
+
+
+def test_measuring_reads_one_batch_ahead() -> None:
+    source, read = PictureSource(NUM_IMAGES), threading.Semaphore(0)
+
+    class Counting(PictureSource):
+        def read(self, index: int) -> Image.Image:
+            read.release()
+            return source.read(index)
+
+    batches = measured_batches(Counting(NUM_IMAGES), list(range(12)), size=(8, 8), batch_size=3, num_threads=1, skipped=SkippedImages())
+    next(batches)
+    assert all(read.acquire(timeout=60) for _ in range(6)), "the next batch is decoded while this one is used"
+    assert not read.acquire(blocking=False), "and no further one"
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
