@@ -10,10 +10,11 @@ NUM_STEPS = 44  # 4 epochs of 11 steps: 1,442 digits to train on, 128 at a time
 
 def test_killed_worker_resumes_bit_for_bit(live_service: LiveService) -> None:
     client = live_service.client
-    undisturbed = client.submit(pretrain_spec(name="undisturbed"))["id"]
+    optim = {"epochs": 12, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1}  # long enough to be killed in its middle
+    undisturbed = client.submit(pretrain_spec(name="undisturbed", optim=optim))["id"]
     assert wait_for_end(client, undisturbed)["status"] == "succeeded"
 
-    killed = client.submit(pretrain_spec(name="killed"))["id"]
+    killed = client.submit(pretrain_spec(name="killed", optim=optim))["id"]
     wait_for(lambda: events_of(client, killed, "training_state_committed"), seconds=180, what="a save")
     wait_for_step(client, killed, 14)
     workers = train_workers(live_service.run)
@@ -28,9 +29,9 @@ def test_killed_worker_resumes_bit_for_bit(live_service: LiveService) -> None:
     assert starts[0]["resumed_from"] is None
     assert starts[1]["resumed_from"] in saved
     expected = losses_of(client, undisturbed)
-    assert sorted(expected) == list(range(1, NUM_STEPS + 1))
+    assert sorted(expected) == list(range(1, 3 * NUM_STEPS + 1))
     assert losses_of(client, killed) == expected  # bit for bit
-    assert view["metrics"]["loss"] == expected[NUM_STEPS]
+    assert view["metrics"]["loss"] == expected[3 * NUM_STEPS]
 
 
 def test_killed_api_and_dispatcher_lose_nothing_and_start_nothing_twice(live_service: LiveService) -> None:
