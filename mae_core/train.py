@@ -15,8 +15,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from mae_core.config import RUN_SPEC, PretrainSpec, Spec, with_absolute_paths
+from mae_core.config import RUN_SPEC, EvaluateSpec, PretrainSpec, Spec, with_absolute_paths
 from mae_core.errors import DivergedError, MaeError, SpecError
+from mae_core.export import has_head
 from mae_core.loop import Progress
 from mae_core.run import Run
 from mae_core.runs import open_run
@@ -112,7 +113,11 @@ def _encoder_folder(spec: Spec) -> Path | None:
         return None
     if spec.encoder.file is None:
         raise SpecError("encoder: without the service only {file: FOLDER} and {init: random} can be used")
-    return Path(spec.encoder.file)
+    folder = Path(spec.encoder.file)
+    ignored = spec.model_fields_set & {"knn", "pooling"}
+    if isinstance(spec, EvaluateSpec) and ignored and has_head(folder):  # here, where the spec is as its user wrote it
+        raise SpecError(f"{', '.join(sorted(ignored))}: a fine-tuned model is measured by its own head and pooling; leave it out")
+    return folder
 
 
 def _tell(progress: Progress, *, output: Path, metrics_to: object, seconds: float) -> None:

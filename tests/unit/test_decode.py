@@ -115,14 +115,53 @@ def test_several_images_in_a_tiff(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif", 3)
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_pages_are_channels_only_where_they_are_as_many(tmp_path: Path, in_chans: int) -> None:
+    pages = numbers((5, 6, 8), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack", metadata=None)
+    assert np.array_equal(read_array(tmp_path / "a.tif", 5), np.moveaxis(pages, 0, -1))
+    with pytest.raises(UnfitImage, match=r"a\.tif: its axes IYX of \(5, 6, 8\) .*save every image as a file of its own"):
+        read_image(tmp_path / "a.tif", in_chans)
+
+
+@pytest.mark.parametrize("axis", ["T", "Z"])
+def test_times_and_depths_are_no_channels(tmp_path: Path, axis: str) -> None:
+    """As many as the model has channels, and still images of their own."""
+    tifffile.imwrite(tmp_path / "a.tif", numbers((3, 6, 8), np.uint16), imagej=True, metadata={"axes": f"{axis}YX"})
+    with pytest.raises(UnfitImage, match=rf"a\.tif: its axes {axis}YX of \(3, 6, 8\) .*save every image as a file of its own"):
+        read_image(tmp_path / "a.tif", 3)
+
+
 @pytest.mark.parametrize(
-    ("shape", "in_chans", "first"), [((6, 8), 1, False), ((6, 8, 5), 5, False), ((5, 6, 8), 5, True), ((5, 8, 5), 5, False)]
+    ("shape", "in_chans", "first"),
+    [
+        ((6, 8), 1, False),
+        ((6, 8, 5), 5, False),
+        ((5, 6, 8), 5, True),
+        ((5, 8, 5), 5, False),  # both could be: channels last, as documented
+        ((3, 8, 3), 3, False),
+    ],
 )
 def test_npy(tmp_path: Path, shape: tuple[int, ...], in_chans: int, first: bool) -> None:
     pixels = numbers(shape, np.float32)
     np.save(tmp_path / "a.npy", pixels)
     expected = np.moveaxis(pixels, 0, -1) if first else pixels.reshape(*shape[:2], -1)
     assert np.array_equal(read_array(tmp_path / "a.npy", in_chans), expected)
+
+
+@pytest.mark.parametrize(("shape", "in_chans"), [((3, 40, 50), 1), ((1, 40, 50), 3), ((4, 40, 50), 3)])
+def test_npy_of_usual_channels_first_is_read_as_if_they_were_last(tmp_path: Path, shape: tuple[int, ...], in_chans: int) -> None:
+    pixels = numbers(shape, np.uint8)
+    np.save(tmp_path / "first.npy", pixels)
+    np.save(tmp_path / "last.npy", np.moveaxis(pixels, 0, -1))
+    if shape[0] == 4:
+        with pytest.raises(UnfitImage, match=r"4 channel\(s\) \(uint8 of \(40, 50, 4\)\), but model\.in_chans is 3"):
+            read_image(tmp_path / "first.npy", in_chans)
+    else:
+        found = read_image(tmp_path / "first.npy", in_chans)
+        assert isinstance(found, Image.Image)
+        assert found.size == (50, 40)
+        assert found == read_image(tmp_path / "last.npy", in_chans)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "uint32", "int64", "complex64", "U1", "datetime64[s]"])

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,13 @@ def test_the_accuracy_of_a_finetuning_is_that_of_its_evaluation(images: Path, tm
 
     assert by_workers(2, measured) == [{"val_accuracy": run.metrics["top1"]}] * 2
     assert 0 < measured(World())["val_accuracy"] < 1
+
+
+def test_a_finetuning_that_has_diverged_has_no_accuracy(images: Path) -> None:
+    classifier = colour_classifier(["green", "red"])
+    torch.nn.init.constant_(classifier.head.bias, float("nan"))
+    data = LabelledData(DataConfig(source=str(images), validation_fraction=0.6), in_chans=3)
+    measuring = accuracy(classifier, data, normalize=NORMALIZE, world=World(), num_threads=1, skipped=SkippedImages())
+    found, num = finished(measuring)
+    assert math.isnan(found["val_accuracy"])
+    assert num == rounds.num_rounds(len(data.validation), MODEL, World())

@@ -1,14 +1,16 @@
 import math
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mae_core import rounds
+from mae_core import online, rounds
 from mae_core.data.loader import SkippedImages
 from mae_core.data.source import LabelledData
-from mae_core.errors import DataError
+from mae_core.errors import DataError, DivergedError
+from mae_core.head import HeadEpoch
 from mae_core.online import online_evaluation
 from mae_core.options import ARCH_SIZES, EvaluationConfig, ModelConfig, NormalizeConfig
 from mae_core.vit import Encoder, initialise
@@ -42,11 +44,13 @@ def encoder() -> Encoder:
     return encoder
 
 
-def evaluated(encoder: Encoder, folder: Path, *, world: World | None = None, limit: float = 0.5, **changes: Any) -> dict[str, float]:
+def measuring(
+    encoder: Encoder, folder: Path, *, world: World | None = None, limit: float = 0.5, **changes: Any
+) -> Generator[None, None, dict[str, float]]:
     labelled = {"source": str(folder), "validation_fraction": 0.25, "max_corrupt_fraction": limit}
     config = EvaluationConfig.model_validate({"labelled": labelled, "knn": 5, "probe_epochs": 20} | changes)
     assert config.labelled is not None
-    measuring = online_evaluation(
+    return online_evaluation(
         encoder,
         LabelledData(config.labelled, in_chans=3),
         config=config,
@@ -56,7 +60,10 @@ def evaluated(encoder: Encoder, folder: Path, *, world: World | None = None, lim
         num_threads=1,
         skipped=SkippedImages(),
     )
-    return finished(measuring)[0]
+
+
+def evaluated(encoder: Encoder, folder: Path, **changes: Any) -> dict[str, float]:
+    return finished(measuring(encoder, folder, **changes))[0]
 
 
 def test_dark_is_told_from_light(encoder: Encoder, folder: Path) -> None:
@@ -103,3 +110,18 @@ def test_unreadable_images_are_left_out_up_to_a_limit(encoder: Encoder, folder: 
         corrupt(path)
     with pytest.raises(DataError, match=r"evaluation\.labelled: too few images can be read"):
         evaluated(encoder, folder, limit=1.0)
+
+
+def test_a_probe_that_diverges_on_one_worker_keeps_no_other_waiting(
+    encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(*_: Any, **__: Any) -> Iterator[HeadEpoch]:
+        yield HeadEpoch(1, 1.0, 0.1)
+        raise DivergedError("the loss is nan")
+
+    num_rounds = finished(measuring(encoder, folder))[1]
+    monkeypatch.setattr(online, "train_head", diverging)
+    found, num = finished(measuring(encoder, folder))
+    assert math.isnan(found["probe_accuracy"])
+    assert found["knn_accuracy"] == 1.0
+    assert num == num_rounds == 8 + 3 + 1 + 20  # to train on, held back, neighbours, epochs

@@ -12,10 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from mae_core import train as train_command
-from mae_core.export import WEIGHTS, load_encoder
+from mae_core.classifier import Classifier
+from mae_core.export import WEIGHTS, load_encoder, write_classifier
 from mae_core.loop import Progress, Training
-from mae_core.options import ARCH_SIZES, ModelConfig
+from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
 from mae_core.train import main
+from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
 
 PROJECT = Path(__file__).parents[2]
@@ -264,6 +266,24 @@ def test_an_encoder_of_a_job_needs_the_service(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
     assert run(tmp_path / "spec.yaml", tmp_path / "out") == 1
     assert "encoder: without the service only {file: FOLDER} and {init: random}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [{"knn": 5}, {"pooling": "cls"}, {}])
+def test_an_evaluation_takes_no_settings_that_its_model_ignores(
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = Encoder(ModelConfig(arch="vit_tiny_patch4", image_size=8))
+    initialise(encoder, torch.Generator().manual_seed(0))
+    classifier = Classifier(encoder, num_classes=2, pooling="mean", generator=torch.Generator())
+    normalize = NormalizeConfig(mean=(0.5,) * 3, std=(0.25,) * 3)
+    (tmp_path / "model").mkdir()
+    write_classifier(classifier, tmp_path / "model", classes=["cat", "dog"], normalize=normalize)
+    images = str(image_folder(tmp_path / "images"))
+    spec = {"kind": "evaluate", "name": "x", "encoder": {"file": str(tmp_path / "model")}, "data": {"source": images}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec | given))
+    assert run(tmp_path / "spec.yaml", tmp_path / "out") == bool(given)
+    refused = [f"error: {name}: a fine-tuned model is measured by its own head and pooling; leave it out" for name in given]
+    assert capsys.readouterr().err.splitlines() == refused
 
 
 def test_unreadable_images_are_told_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,11 @@ def test_events_for_a_person() -> None:
     assert event_line(event("reason_changed", reason=None)) == ""
     assert event_line(event("training_state_committed", step=5)) == ""
     assert event_line(event("images_skipped", num_skipped=3)) == "images skipped: num_skipped 3"
+    assert event_line(event("evaluated", step=400, metrics={"knn_accuracy": 0.81254, "probe_accuracy": "NaN"})) == (
+        "evaluated: step 400, knn_accuracy 0.8125, probe_accuracy NaN"
+    )
+    steps = [{"step": 7, "rank": 1, "images": ["a.png"], "loss": "nan"}, {"step": 9, "rank": None, "images": ["b.png"], "loss": "inf"}]
+    assert event_line(event("steps_dropped", count=2, steps=steps)) == "steps dropped: count 2, step 7, rank 1, loss nan"
     assert event_line(event("of a later version")) == ""
 
 
