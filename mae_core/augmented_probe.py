@@ -16,13 +16,13 @@ from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
 from mae_core.data.source import LabelledData, check_same_images
 from mae_core.data.transforms import normalise
 from mae_core.export import write_probe
-from mae_core.features import encode_features
+from mae_core.features import Features, encode_features
 from mae_core.head import ProbeHead, head_accuracy
-from mae_core.loop import CanSave, Progress, Training, WantsStop, always
+from mae_core.loop import Progress, Training, WantsStop
 from mae_core.optim import probe_optimizer
 from mae_core.options import ProbeOptim
 from mae_core.parallel import grad_norm
-from mae_core.rounds import newly_skipped, stop_agreed
+from mae_core.rounds import newly_skipped, told_in_rounds
 from mae_core.run import TrainedRun, seeded, starting_encoder
 from mae_core.vit import pool
 from mae_core.world import World, autocast
@@ -125,34 +125,27 @@ class AugmentedProbeRun(TrainedRun):
             max_skipped=spec.data.max_corrupt_fraction,
             save_every=spec.checkpoint.every_steps,
         )
+        self._evaluate_every = self.training.num_steps
 
     def _encode(self, micro: MicroBatch) -> Tensor:
         images_BCHW = normalise(micro.batch.pixels_BHWC.to(self._world.device, non_blocking=True), self.normalize)
         with torch.no_grad(), autocast(self._world.device):
             return pool(self._encoder(images_BCHW), self._spec.pooling).float()
 
-    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
-        for progress in self.training.steps(wants_stop, can_save):
-            self._keep_last(progress)
-            yield progress
-            if progress.stop_agreed:
-                return
-        yield from self._evaluate(wants_stop)
+    def _evaluate(self, wants_stop: WantsStop) -> Generator[Progress, None, bool]:
+        """Measures the head on the validation images, centre-cropped."""
+        training, skipped = self.training, SkippedImages()
+        held_back = yield from told_in_rounds(self._encode_held_back(skipped), training, wants_stop)
+        if held_back is None:
+            return True
+        measured = head_accuracy(self._head, held_back)
+        self.metrics |= {"val_accuracy": measured, "val_accuracy_seeds": [measured]}
+        epochs, new = float(self._spec.optim.epochs), newly_skipped(skipped, self._world)
+        yield Progress(training.step, training.num_steps, epochs, skipped=new, evaluated={"val_accuracy": measured})
+        return False
 
-    def _evaluate(self, wants_stop: WantsStop) -> Iterator[Progress]:
-        """Measures the head on the validation images, centre-cropped, yielding as they are encoded."""
-        step, epochs, skipped = self.training.num_steps, float(self._spec.optim.epochs), SkippedImages()
-        for _ in self._encode_held_back(skipped):
-            new, stop = newly_skipped(skipped, self._world), stop_agreed(wants_stop, self._world)
-            yield Progress(step, step, epochs, skipped=new, stop_agreed=stop)
-            if stop:
-                return
-        accuracy = head_accuracy(self._head, self._held_back)
-        self.metrics |= {"val_accuracy": accuracy, "val_accuracy_seeds": [accuracy]}
-        yield Progress(step, step, epochs, evaluated={"val_accuracy": accuracy})
-
-    def _encode_held_back(self, skipped: SkippedImages) -> Generator[None]:
-        self._held_back = yield from encode_features(
+    def _encode_held_back(self, skipped: SkippedImages) -> Generator[None, None, Features]:
+        return encode_features(
             self._encoder,
             self._data.validation_source,
             self._data.validation,

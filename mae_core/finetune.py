@@ -1,6 +1,6 @@
 """The fine-tuning run."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,14 +10,12 @@ from mae_core.classifier import Classifier
 from mae_core.config import FinetuneSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
 from mae_core.data.source import LabelledData, check_same_images, check_units
-from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.evaluate import accuracy
 from mae_core.export import write_classifier
-from mae_core.loop import CanSave, Progress, Training, WantsStop, always, check_skipped
+from mae_core.loop import Progress, Training, WantsStop, check_skipped
 from mae_core.mixing import erase, mix_batch, mix_plan
 from mae_core.optim import finetune_optimizer
-from mae_core.options import NormalizeConfig
 from mae_core.parallel import load_whole, shard
 from mae_core.randomness import Stream, uniform
 from mae_core.rounds import newly_skipped, told_in_rounds
@@ -40,7 +38,7 @@ class FinetuneRun(TrainedRun):
         check_same_images(self._data.sources, world)
         if encoder_folder is None:
             check_units(self._data.train_source, spec.data)
-        self._open_normalize(normalize, auto=self._channel_statistics if spec.data.normalize == "auto" else None)
+        self.normalize, self._is_measured = normalize, spec.data.normalize != "auto"
         self._unreadable, self._num_unreadable = SkippedImages(), 0  # of the validation images
         self._whole = self._classifier = self._new_classifier(encoder).to(world.device)
         if spec.trainable_blocks is not None:
@@ -58,20 +56,11 @@ class FinetuneRun(TrainedRun):
             max_dropped=spec.optim.max_dropped_steps,
             save_every=spec.checkpoint.every_steps,
         )
+        self._evaluate_every = (spec.evaluate_every_epochs or spec.optim.epochs) * self.training.loader.steps_per_epoch
 
     def _new_classifier(self, encoder: Encoder) -> Classifier:
         num_classes = len(self._data.classes)
         return Classifier(encoder, num_classes=num_classes, pooling=self._spec.pooling, generator=seeded(self._spec.seed))
-
-    def _channel_statistics(self) -> NormalizeConfig:
-        return channel_statistics(
-            self._data.train_source,
-            self._data.train,
-            in_chans=self.model.in_chans,
-            world=self._world,
-            num_threads=self._spec.resources.cpus_per_worker,
-            skipped=self.training.loader.skipped,
-        )
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
         """Cross-entropy of images that are erased and mixed, under stochastic depth (paper, Table 9)."""
@@ -91,30 +80,8 @@ class FinetuneRun(TrainedRun):
         images, targets = mix_batch(images, labels, plan, num_classes=len(self._data.classes), smoothing=smoothing)
         return F.cross_entropy(replica(images, scale), targets)
 
-    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
-        self._settle_normalize()
-        training = self.training
-        every = (self._spec.evaluate_every_epochs or self._spec.optim.epochs) * training.loader.steps_per_epoch
-        is_due = training.step > 0 and training.step % every == 0  # it was saved there, and may have died before it was evaluated
-        if is_due and (yield from self._evaluate(wants_stop)):
-            return
-        for progress in training.steps(wants_stop, can_save):
-            self._keep_last(progress)
-            yield progress
-            if progress.stop_agreed:
-                return
-            is_due = progress.step % every == 0 or progress.step == progress.num_steps
-            if is_due and (yield from self._evaluate(wants_stop)):
-                return
-        if self._spec.parallel.strategy == "fsdp":
-            self._whole = self._new_classifier(Encoder(self.model))
-            load_whole(self._whole, self._classifier)
-
     def _evaluate(self, wants_stop: WantsStop) -> Generator[Progress, None, bool]:
-        """True where the workers agreed to stop before it was done.
-
-        Raises DataError when too many validation images are unreadable, on all workers.
-        """
+        """Raises DataError when too many validation images are unreadable, on all workers."""
         training = self.training
         measuring = accuracy(
             self._classifier,
@@ -140,6 +107,11 @@ class FinetuneRun(TrainedRun):
         epoch = training.step / training.loader.steps_per_epoch
         yield Progress(training.step, training.num_steps, epoch, skipped=new, evaluated=evaluated)
         return False
+
+    def _finish(self) -> None:
+        if self._spec.parallel.strategy == "fsdp":
+            self._whole = self._new_classifier(Encoder(self.model))
+            load_whole(self._whole, self._classifier)
 
     def write_result(self, folder: Path) -> None:
         write_classifier(self._whole, folder, classes=list(self._data.classes), normalize=self.normalize)

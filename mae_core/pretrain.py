@@ -1,6 +1,6 @@
 """The pretraining run."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from mae_core.config import PretrainSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
 from mae_core.data.source import LabelledData, check_same_images, check_units, open_source, split
-from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
 from mae_core.export import write_encoder
-from mae_core.loop import CanSave, Progress, Training, WantsStop, always
+from mae_core.loop import Progress, Training, WantsStop
 from mae_core.mae import MaskedAutoencoder
 from mae_core.online import online_evaluation
 from mae_core.optim import pretrain_optimizer
-from mae_core.options import DataConfig, NormalizeConfig
+from mae_core.options import DataConfig
 from mae_core.parallel import load_whole, shard
 from mae_core.randomness import Stream, uniform
 from mae_core.reconstruct import reconstructions_of
@@ -53,9 +52,8 @@ class PretrainRun(TrainedRun):
         if spec.parallel.strategy == "fsdp":
             shard(self._mae, world)
         loader = training_loader(spec, self._source, members, spec.model, world, views=spec.masking.num_masks)
-        self._open_normalize(
-            spec.data.normalize_for(spec.model.in_chans), auto=self._channel_statistics if spec.data.normalize == "auto" else None
-        )
+        self.normalize = spec.data.normalize_for(spec.model.in_chans)
+        self._is_measured = spec.data.normalize != "auto"
         self.training = Training(
             module=self._mae,
             optimizer=pretrain_optimizer(self._mae, spec.optim),
@@ -69,17 +67,6 @@ class PretrainRun(TrainedRun):
         )
         self._evaluate_every = (spec.evaluation.every_epochs or max(spec.optim.epochs // _EVALUATIONS, 1)) * loader.steps_per_epoch
 
-    def _channel_statistics(self) -> NormalizeConfig:
-        loader = self.training.loader
-        return channel_statistics(
-            self._source,
-            loader.members,
-            in_chans=self.model.in_chans,
-            world=self._world,
-            num_threads=loader.num_threads,
-            skipped=loader.skipped,
-        )
-
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
         device = self._world.device
         images = normalise(micro.batch.pixels_BHWC.to(device, non_blocking=True), self.normalize)
@@ -88,31 +75,8 @@ class PretrainRun(TrainedRun):
         loss: Tensor = replica(images, numbers).loss
         return loss
 
-    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
-        self._settle_normalize()
-        training = self.training
-        is_due = (
-            training.step > 0 and training.step % self._evaluate_every == 0
-        )  # it was saved there, and may have died before it was evaluated
-        if is_due and (yield from self._evaluate(wants_stop)):
-            return
-        for progress in training.steps(wants_stop, can_save):
-            self._keep_last(progress)
-            yield progress
-            if progress.stop_agreed:
-                return
-            is_due = progress.step % self._evaluate_every == 0 or progress.step == progress.num_steps
-            if is_due and (yield from self._evaluate(wants_stop)):
-                return
-        if self._spec.parallel.strategy == "fsdp":
-            self._encoder = Encoder(self.model)
-            load_whole(self._encoder, self._mae.encoder)
-
     def _evaluate(self, wants_stop: WantsStop) -> Generator[Progress, None, bool]:
-        """Reconstructions of the same images and, with labels, what a k-NN classifier and a linear probe read from the encoder now.
-
-        True where the workers agreed to stop before it was done.
-        """
+        """Reconstructions of the same images and, with labels, what a k-NN classifier and a linear probe read from the encoder now."""
         training, spec = self.training, self._spec
         pictures = reconstructions_of(self._mae, self._source, self._shown, normalize=self.normalize, seed=spec.seed)
         unreadable = SkippedImages()
@@ -137,6 +101,11 @@ class PretrainRun(TrainedRun):
         skipped = newly_skipped(unreadable, self._world)
         yield Progress(training.step, training.num_steps, epoch, skipped=skipped, evaluated=evaluated, reconstructions=pictures)
         return False
+
+    def _finish(self) -> None:
+        if self._spec.parallel.strategy == "fsdp":
+            self._encoder = Encoder(self.model)
+            load_whole(self._encoder, self._mae.encoder)
 
     def write_result(self, folder: Path) -> None:
         write_encoder(self._encoder, folder, normalize=self.normalize)

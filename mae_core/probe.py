@@ -11,7 +11,7 @@ import torch
 
 from mae_core.config import ProbeSpec
 from mae_core.data.loader import SkippedImages
-from mae_core.data.source import LabelledData
+from mae_core.data.source import LabelledData, check_same_images
 from mae_core.export import write_probe
 from mae_core.features import Features, encode_features
 from mae_core.head import ProbeHead, head_accuracy, steps_per_epoch, train_head
@@ -94,6 +94,7 @@ class ProbeRun(Run):
         encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self.model = encoder.model
         data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        check_same_images(data.sources, world)
         self._probe = Probe(spec, encoder, data, normalize=self.normalize, world=world)
 
     def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:

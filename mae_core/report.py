@@ -87,7 +87,7 @@ class ClassificationReport:
         """`evaluation.json` with all of it and what was `measured`; `confusion.csv` has a row for each true class."""
         summary = {**measured, "num_images": self.num_images, **self.metrics(), "classes": self.classes, "per_class": self.per_class}
         (folder / REPORT).write_text(json.dumps(summary | {"confusion": self.confusion_KK}) + "\n")
-        with (folder / CONFUSION).open("w", newline="") as file:
+        with (folder / CONFUSION).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *self.classes])
             writer.writerows([name, *row] for name, row in zip(self.classes, self.confusion_KK, strict=True))

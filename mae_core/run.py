@@ -5,7 +5,7 @@ A run yields `Progress`, can hand out and take up its training state, and at its
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
 from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
+from mae_core.data.statistics import channel_statistics
 from mae_core.export import load_encoder
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import ModelConfig, NormalizeConfig
@@ -50,12 +51,43 @@ class Run(ABC):
 
 
 class TrainedRun(Run):
-    """What pretraining and fine-tuning share: a training with a state."""
+    """What runs that are trained step by step share: evaluations on a schedule, and a training state.
+
+    A subclass sets `training`, `_world`, `normalize` and `_evaluate_every`, in steps.
+    """
 
     training: Training
-    _measure: Callable[[], NormalizeConfig] | None = None
+    _world: World
+    _evaluate_every: int
+    _is_measured = True  # False: `normalize` only stands in until the run begins, or finds its statistics in a training state
 
     resumes = True
+
+    def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
+        training = self.training
+        if not self._is_measured:
+            self.normalize, self._is_measured = self._channel_statistics(), True
+        # A state is saved before its step is evaluated: who died between the two evaluates first.
+        is_due = training.step > 0 and training.step % self._evaluate_every == 0
+        if is_due and (yield from self._evaluate(wants_stop)):
+            return
+        for progress in training.steps(wants_stop, can_save):
+            finite = [values["loss"] for _, values in progress.points if math.isfinite(values["loss"])]
+            self.metrics |= {"loss": finite[-1]} if finite else {}
+            yield progress
+            if progress.stop_agreed:
+                return
+            is_due = progress.step % self._evaluate_every == 0 or progress.step == progress.num_steps
+            if is_due and (yield from self._evaluate(wants_stop)):
+                return
+        self._finish()
+
+    @abstractmethod
+    def _evaluate(self, wants_stop: WantsStop) -> Generator[Progress, None, bool]:
+        """Measures and tells; True where the workers agreed to stop before it was done."""
+
+    def _finish(self) -> None:
+        """Called on all workers behind the last evaluation, while they can still exchange tensors."""
 
     def training_state(self) -> dict[str, Tensor]:
         return training_state(self.training) | {"normalize": self._statistics()}
@@ -64,24 +96,23 @@ class TrainedRun(Run):
         load_training_state(self.training, {name: tensor for name, tensor in state.items() if name != "normalize"})
         mean, std = state["normalize"].tolist()
         if min(std) > 0:
-            self.normalize, self._measure = NormalizeConfig(mean=tuple(mean), std=tuple(std)), None
-
-    def _open_normalize(self, normalize: NormalizeConfig, *, auto: Callable[[], NormalizeConfig] | None) -> None:
-        """`auto` measures the statistics, when the run begins: a resumed one finds them in its state."""
-        self.normalize, self._measure = normalize, auto
-
-    def _settle_normalize(self) -> None:
-        if self._measure is not None:
-            self.normalize, self._measure = self._measure(), None
+            self.normalize, self._is_measured = NormalizeConfig(mean=tuple(mean), std=tuple(std)), True
 
     def _statistics(self) -> Tensor:
         """float64 (2, channels): mean and deviation; zeros until they are measured."""
         known = torch.tensor([self.normalize.mean, self.normalize.std], dtype=torch.float64)
-        return known if self._measure is None else torch.zeros_like(known)
+        return known if self._is_measured else torch.zeros_like(known)
 
-    def _keep_last(self, progress: Progress) -> None:
-        finite = [values["loss"] for _, values in progress.points if math.isfinite(values["loss"])]
-        self.metrics |= {"loss": finite[-1]} if finite else {}
+    def _channel_statistics(self) -> NormalizeConfig:
+        loader = self.training.loader
+        return channel_statistics(
+            loader.source,
+            loader.members,
+            in_chans=loader.model.in_chans,
+            world=self._world,
+            num_threads=loader.num_threads,
+            skipped=loader.skipped,
+        )
 
 
 def training_loader(

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from mae_core.config import EvaluateSpec
 from mae_core.data.loader import SkippedImages
-from mae_core.data.source import ImageSource, LabelledData, open_source, split
+from mae_core.data.source import ImageSource, LabelledData, check_same_images, open_source, split
 from mae_core.errors import DataError, SpecError
 from mae_core.export import load_classifier
 from mae_core.features import Features, encode_features
@@ -60,11 +59,8 @@ class HeadScorer(Scorer):
         self.model = loaded.classifier.encoder.model
         given = spec.data.normalize
         self.normalize = given if isinstance(given, NormalizeConfig) else loaded.normalize
-        try:
-            spec.with_model(self.model, where=str(folder))
-        except ValidationError as error:
-            raise SpecError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from error
         self._source = open_source(spec.data.validation or spec.data.source, in_chans=self.model.in_chans)
+        check_same_images([self._source], world)
         held_back = spec.data.validation_fraction
         self._members = split(self._source, held_back)[1] if held_back else list(range(len(self._source.keys)))
         if not self._members:
@@ -117,6 +113,7 @@ class KnnScorer(Scorer):
         self._encoder = encoder.to(world.device)
         self.model = encoder.model
         self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        check_same_images(self._data.sources, world)
         self.classes = list(self._data.classes)
         self.num_images = len(self._data.validation)
         parts = (len(self._data.train), self.num_images)
