@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -117,3 +118,29 @@ def test_large_images_come_in_small_batches() -> None:
         return rounds.batch_size(ModelConfig(arch="vit_tiny_patch1", image_size=image_size))
 
     assert (batch_of(128), batch_of(181), batch_of(256)) == (4, 2, 1)  # 16,384, 32,761 and 65,536 patches
+
+
+def test_a_batch_without_a_readable_image_shifts_no_other(encoder: Encoder) -> None:
+    whole, _, _ = encoded(encoder, broken=[])
+    features, num, skipped = encoded(encoder, broken=[4, 5, 6, 7])
+    assert (num, len(skipped)) == (4, 4)
+    assert torch.equal(features.features_ND, whole.features_ND[[0, 1, 2, 3, 8, 9, 10, 11, 12]])
+    assert features.labels_N.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_encoding_that_is_stopped_ends_its_threads(encoder: Encoder) -> None:
+    encoding = encode_features(
+        encoder,
+        PictureSource(20),
+        list(range(20)),
+        pooling="mean",
+        normalize=NORMALIZE,
+        world=World(),
+        num_threads=2,
+        skipped=SkippedImages(),
+        max_corrupt_fraction=0.5,
+    )
+    next(encoding)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    encoding.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
