@@ -44,6 +44,7 @@ class PretrainRun(TrainedRun):
         self._shown = choice[:: max(len(choice) // _NUM_SHOWN, 1)][:_NUM_SHOWN]  # spread over the classes
         labelled = spec.evaluation.labelled
         self._labelled = _open_labelled(labelled, spec.model.in_chans) if labelled is not None else None
+        self._unreadable = SkippedImages()  # of the labelled ones: each is told once
         check_same_images([self._source, *(self._labelled.sources if self._labelled is not None else ())], world)
         self._encoder = encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
         self._mae = MaskedAutoencoder(encoder, masking=spec.masking, decoder=spec.decoder, target=spec.target)
@@ -79,7 +80,6 @@ class PretrainRun(TrainedRun):
         """Reconstructions of the same images and, with labels, what a k-NN classifier and a linear probe read from the encoder now."""
         training, spec = self.training, self._spec
         pictures = reconstructions_of(self._mae, self._source, self._shown, normalize=self.normalize, seed=spec.seed)
-        unreadable = SkippedImages()
         evaluated: dict[str, float] | None = {}
         if self._labelled is not None:
             measuring = online_evaluation(
@@ -90,7 +90,7 @@ class PretrainRun(TrainedRun):
                 seed=spec.seed,
                 world=self._world,
                 num_threads=spec.resources.cpus_per_worker,
-                skipped=unreadable,
+                skipped=self._unreadable,
             )
             evaluated = yield from told_in_rounds(measuring, training, wants_stop)
         if evaluated is None:
@@ -98,7 +98,7 @@ class PretrainRun(TrainedRun):
         self._mae.train()
         self.metrics |= evaluated
         epoch = training.step / training.loader.steps_per_epoch
-        skipped = newly_skipped(unreadable, self._world)
+        skipped = newly_skipped(self._unreadable, self._world)
         yield Progress(training.step, training.num_steps, epoch, skipped=skipped, evaluated=evaluated, reconstructions=pictures)
         return False
 
