@@ -120,7 +120,7 @@ class MaskedAutoencoder(nn.Module):
             loss = (error_VQ * masking.mask_BL).sum() / masking.mask_BL.sum()
         else:
             loss = error_VQ.mean()  # as many in every view, so it is the mean over the masked patches (section 3, "Reconstruction target")
-        return MaeOutput(loss, prediction_VQP, predicted_VQ, masking.mask_BL)
+        return MaeOutput(loss, prediction_VQP.detach(), predicted_VQ, masking.mask_BL)
 
     def _encode(self, patches_VLP: Tensor, masking: Masking) -> Tensor:
         if self.masking.encoder_mask_tokens:
