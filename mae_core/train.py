@@ -1,7 +1,8 @@
 """`python -m mae_core.train spec.yaml --output DIR`: one run in this process, with no service, no Ray and no network.
 
-The output folder gets `result/` (what the service would put into S3), `reconstructions.png` and `.npz`, `metrics.jsonl` and, while the run
-goes on, `training_state/`, from which the same command goes on after an interruption.
+The output folder gets `result/` (what the service would put into S3, and the final `metrics.json`), `reconstructions.png` and `.npz`,
+`metrics.jsonl` (a line for each step and each evaluation) and, while the run goes on, `training_state/`, from which the same command
+goes on after an interruption.
 """
 
 import argparse
@@ -74,21 +75,20 @@ def train(spec: Spec, output: Path) -> Run:
     result = output / "result"
     result.mkdir(exist_ok=True)
     run.write_result(result)
+    (result / "metrics.json").write_text(f"{json.dumps(run.metrics)}\n")
     states.remove()
     print(json.dumps({"result": str(result), "metrics": run.metrics}))
     return run
 
 
 def _train(spec: Spec, output: Path, states: StateFolder) -> Run | DivergedError:
-    """From the newest training state to the end, or to where it diverged. Points of steps behind that state leave `metrics.jsonl`."""
+    """From the newest training state to the end, or to where it diverged. Steps behind that state leave `metrics.jsonl`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
     step = states.take_up(run) if run.resumes else 0
-    before = output / "metrics.jsonl"
-    lines = before.read_text().splitlines(keepends=True) if before.exists() and step else []
+    _keep_lines(output / "metrics.jsonl", before=step)
     started = time.monotonic()
-    with before.open("w", buffering=1) as metrics:  # by lines: a killed run leaves no half of one
-        metrics.writelines(line for line in lines if json.loads(line)["step"] <= step)
+    with (output / "metrics.jsonl").open("a", buffering=1) as metrics:  # by lines: a killed run leaves no half of one
         try:
             for progress in run.progress(lambda: False, states.is_ready):
                 _tell(progress, output=output, metrics_to=metrics, seconds=time.monotonic() - started)
@@ -101,6 +101,23 @@ def _train(spec: Spec, output: Path, states: StateFolder) -> Run | DivergedError
         finally:
             states.wait()
     return run
+
+
+def _keep_lines(path: Path, *, before: int) -> None:
+    """Keeps the lines up to a training state's step, all at once; an evaluation made at that step will be made again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(f"{line}\n" for line in lines if _is_before(line, before)))
+    unfinished.replace(path)
+
+
+def _is_before(line: str, state_step: int) -> bool:
+    """Whether a line of metrics tells of what a state of `state_step` has seen. What a full disk left of a line does not."""
+    try:
+        values = json.loads(line)
+        return int(values["step"]) < state_step + ("lr" in values)  # a step's own figures, unlike an evaluation's, have a learning rate
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _for_one_worker(spec: Spec) -> Spec:
@@ -121,7 +138,8 @@ def _encoder_folder(spec: Spec) -> Path | None:
 
 
 def _tell(progress: Progress, *, output: Path, metrics_to: object, seconds: float) -> None:
-    for step, values in progress.points:
+    evaluated = [(progress.step, progress.evaluated)] if progress.evaluated else []
+    for step, values in [*progress.points, *evaluated]:
         print(json.dumps({"step": step, **values}), file=metrics_to)  # type: ignore[call-overload]
     for key, why in progress.skipped.items():
         print(f"skipped {key}: {why}", file=sys.stderr)

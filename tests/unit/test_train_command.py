@@ -65,6 +65,11 @@ def metrics_of(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+def points_of(output: Path) -> list[dict[str, float]]:
+    """What is told of steps, without the evaluations."""
+    return [line for line in metrics_of(output) if "lr" in line]
+
+
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tell = train_command._tell
 
@@ -153,11 +158,15 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert next(iter(steps)) == 4, "it goes on from its state, it does not start over"
     undisturbed, again = (load_file(tmp_path / name / "result" / WEIGHTS) for name in ("undisturbed", "interrupted"))
     assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)
-    losses, others = ({point["step"]: point["loss"] for point in metrics_of(tmp_path / name)} for name in ("undisturbed", "interrupted"))
+    losses, others = ({point["step"]: point["loss"] for point in points_of(tmp_path / name)} for name in ("undisturbed", "interrupted"))
     assert losses == others
-    assert [point["step"] for point in metrics_of(tmp_path / "interrupted")] == list(range(1, len(losses) + 1))
+    assert [point["step"] for point in points_of(tmp_path / "interrupted")] == list(range(1, len(losses) + 1))
     said = [json.loads(line)["metrics"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert said[0] == said[1]
+    for name in ("undisturbed", "interrupted"):
+        assert json.loads((tmp_path / name / "result" / "metrics.json").read_text()) == said[0]
+        evaluated = [line for line in metrics_of(tmp_path / name) if "lr" not in line]
+        assert evaluated == ([{"step": len(losses), "val_accuracy": said[0]["val_accuracy"]}] if kind == "finetune" else [])
 
 
 def test_a_state_of_another_spec_is_not_taken_up(
@@ -194,6 +203,26 @@ def test_a_damaged_state_is_passed_over_and_an_unfinished_one_does_not_exist(
     assert re.search(rf"cannot be read: .*; delete {output / STATES} to start over\n$", capsys.readouterr().err)
 
 
+def test_a_history_that_a_kill_has_damaged_keeps_its_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, spec = tmp_path / "out", spec_file(tmp_path)
+    interrupted(spec, output, at=4, monkeypatch=monkeypatch)
+    history = output / "metrics.jsonl"
+    first, second, *others = history.read_text().splitlines()
+    history.write_text("\n".join([first, second[:20], "[]", "3", *others, '{"step": 3, "val_accuracy": 1}', '{"ste']))
+    assert run(spec, output) == 0
+    assert [line["step"] for line in metrics_of(output)] == [1, *range(3, 9)]
+
+
+def test_a_history_is_replaced_in_one_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, spec = tmp_path / "out", spec_file(tmp_path)
+    interrupted(spec, output, at=4, monkeypatch=monkeypatch)
+    before = (output / "metrics.jsonl").read_text()
+    monkeypatch.delattr(train_command, "_is_before")
+    with pytest.raises(NameError):
+        run(spec, output)
+    assert (output / "metrics.jsonl").read_text() == before
+
+
 def diverging_at(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of these steps is not a number, each one once."""
     take_gradients = Training._take_gradients
@@ -222,7 +251,7 @@ def test_where_the_loss_is_not_finite_for_too_long_it_goes_back_once(
     said = capsys.readouterr().err
     assert "dropped step 5 (loss nan" in said
     assert re.search(r"2 step\(s\) in a row had no finite loss .* the first: step 5 .*; going back to the newest training state", said)
-    undisturbed, again = ({point["step"]: point["loss"] for point in metrics_of(tmp_path / name)} for name in ("undisturbed", "out"))
+    undisturbed, again = ({point["step"]: point["loss"] for point in points_of(tmp_path / name)} for name in ("undisturbed", "out"))
     assert again == undisturbed
     with monkeypatch.context() as patched:
         diverging_at([5, 5, 6, 6], patched)
