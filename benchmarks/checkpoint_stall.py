@@ -149,7 +149,7 @@ def measure(
     )
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     run, heard = open_run(spec, world=world, encoder_folder=None), Listener()
-    saver = Saver(order, ObjectStore(storage), world, None, incarnation=0, reporter=cast(Reporter, heard))
+    saver = Saver(order, ObjectStore(storage), world, None, incarnation=0, scratch=folder / "scratch", reporter=cast(Reporter, heard))
     measurement = Measurement(run, saver, heard, steps_per_save=steps_per_save)
     measurement.blocks(num_saves)
     return measurement.line()

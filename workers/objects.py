@@ -5,13 +5,15 @@ Credentials are the host's own (environment or role). Everything is checked by S
 
 import hashlib
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
@@ -32,8 +34,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _MAX_DELETES = 1000  # S3 takes no more in one call
-_RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)  # five minutes in all, then the attempt is given up
-_PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchKey", "404", "403")
+_RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
+_GIVE_UP_SECONDS = 300.0  # after the first failure of a call; without it, what each try waits itself would make it forty minutes
+_STATE_FOLDER = re.compile(r".*/step=(?P<step>\d+)-a(?P<attempt>\d+)-(?P<incarnation>\d+)/")
+_MISSING_CODES = ("NoSuchKey", "404")
+_PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", *_MISSING_CODES)
 
 
 class ObjectStore:
@@ -56,7 +61,12 @@ class ObjectStore:
 
     def put_file(self, key: str, path: Path) -> FileEntry:
         """Uploads one file, in parts where it is large."""
-        self._persist(f"upload {key}", lambda: self._client.upload_file(str(path), self._bucket, key))
+
+        def upload() -> None:
+            with path.open("rb") as file:  # upload_file would hide the error's code
+                self._client.upload_fileobj(file, self._bucket, key)
+
+        self._persist(f"upload {key}", upload)
         return file_entry(path)
 
     def commit(self, prefix: str, manifest: EncoderManifest | TrainingStateManifest) -> bool:
@@ -84,25 +94,33 @@ class ObjectStore:
 
     def training_states(self, job_prefix: str) -> list[str]:
         """Prefixes of the committed training states, the newest first."""
-        keys = self._training_state_keys(job_prefix)
-        return sorted((key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}")), reverse=True)
+        return _committed(self._training_state_keys(job_prefix))
 
     def fetch_training_state(self, state_prefix: str, folder: Path) -> None:
-        """Downloads all files of a committed training state. Raises EncoderError where they do not match their manifest."""
+        """Downloads all files of a committed training state. Raises EncoderError where one is missing or does not match its manifest."""
         try:
             manifest = TrainingStateManifest.model_validate_json(self._read(state_prefix + MANIFEST))
+        except ClientError as error:
+            raise _told(error, missing=state_prefix + MANIFEST) from error
         except ValidationError as error:
             raise EncoderError(f"{state_prefix}{MANIFEST} is damaged or of another version ({error.error_count()} fields)") from error
         self._fetch_files(state_prefix, manifest.files, folder)
 
     def prune_training_states(self, job_prefix: str) -> None:
-        """Deletes all before the newest committed training states, also what saves left that were never committed; manifests first."""
-        kept = self.training_states(job_prefix)[:KEPT_TRAINING_STATES]
-        old = [key for key in self._training_state_keys(job_prefix) if kept and key < kept[-1]]
-        for keys in ([key for key in old if key.endswith(MANIFEST)], [key for key in old if not key.endswith(MANIFEST)]):
-            for first in range(0, len(keys), _MAX_DELETES):
-                batch: Any = {"Objects": [{"Key": key} for key in keys[first : first + _MAX_DELETES]], "Quiet": True}
-                self._client.delete_objects(Bucket=self._bucket, Delete=batch)
+        """Deletes all before the newest committed training states, also what saves left that were never committed; manifests first.
+
+        Raises StorageError where storage keeps some of them, ClientError or BotoCoreError where it does not answer.
+        """
+        keys = self._training_state_keys(job_prefix)
+        kept = _committed(keys)[:KEPT_TRAINING_STATES]
+        old = [key for key in keys if kept and (_STATE_FOLDER.match(key) and _age(key) < _age(kept[-1]))]
+        manifests = [key for key in old if key.endswith(f"/{MANIFEST}")]
+        for chosen in (manifests, [key for key in old if key not in manifests]):
+            for first in range(0, len(chosen), _MAX_DELETES):
+                batch: Any = {"Objects": [{"Key": key} for key in chosen[first : first + _MAX_DELETES]], "Quiet": True}
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete=batch)
+                if faults := answer.get("Errors"):
+                    raise StorageError(f"{len(faults)} object(s) cannot be deleted, such as {faults[0]}")
 
     def fetch_encoder(self, uri: str, folder: Path) -> None:
         """Downloads the committed encoder at `uri` (s3://bucket/prefix/). Raises EncoderError where it is missing or damaged."""
@@ -119,7 +137,11 @@ class ObjectStore:
     def _fetch_files(self, prefix: str, files: dict[str, FileEntry], folder: Path, *, bucket: str | None = None) -> None:
         for name, entry in files.items():
             path = folder / Path(name).name
-            self._persist(f"download {prefix}{name}", partial(self._client.download_file, bucket or self._bucket, prefix + name, str(path)))
+            download = partial(self._client.download_file, bucket or self._bucket, prefix + name, str(path))
+            try:
+                self._persist(f"download {prefix}{name}", download)
+            except ClientError as error:
+                raise _told(error, missing=prefix + name) from error
             if (found := file_entry(path)) != entry:
                 raise EncoderError(f"{prefix}{name} is damaged: it has {found}, its manifest says {entry}")
 
@@ -139,13 +161,16 @@ class ObjectStore:
 
     def _persist(self, what: str, call: Callable[[], T]) -> T:
         """Repeats `call` while storage does not answer. Raises ClientError for what no repeat can mend, StorageError after minutes."""
+        give_up_at: float | None = None
         for seconds in (*_RETRY_SECONDS, None):
             try:
                 return call()
-            except (BotoCoreError, ClientError, OSError) as error:
+            except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
                 if isinstance(error, ClientError) and _code(error) in _PERMANENT_CODES:
                     raise
-                if seconds is None:
+                now = time.monotonic()
+                give_up_at = now + _GIVE_UP_SECONDS if give_up_at is None else give_up_at
+                if seconds is None or now + seconds > give_up_at:
                     raise StorageError(f"{what}: {error}") from error
                 self._on_delay(f"{what}: {error}; again in {seconds} s")
                 time.sleep(seconds)
@@ -153,14 +178,35 @@ class ObjectStore:
 
 
 def state_folder(job_prefix: str, *, step: int, attempt: int, incarnation: int) -> str:
-    """The prefix of one training state; names sort by step."""
+    """The prefix of one training state."""
     return f"{training_state_prefix(job_prefix)}step={step:010d}-a{attempt}-{incarnation}/"
+
+
+def newest_first(prefixes: Iterable[str]) -> list[str]:
+    """Prefixes of training states, the newest start of the run first: where it went back behind a damaged state, its steps are lower."""
+    return sorted(prefixes, key=_age, reverse=True)
+
+
+def _committed(keys: list[str]) -> list[str]:
+    return newest_first(key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}") and _STATE_FOLDER.match(key))
+
+
+def _age(key: str) -> tuple[int, int, int]:
+    """Attempt, incarnation and step of what lies in a training state's folder."""
+    found = _STATE_FOLDER.match(key)
+    assert found is not None, key
+    return int(found["attempt"]), int(found["incarnation"]), int(found["step"])
 
 
 def file_entry(path: Path) -> FileEntry:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _told(error: ClientError, *, missing: str) -> Exception:
+    """What a refused download means: a committed folder without one of its files is damaged."""
+    return EncoderError(f"{missing} is missing ({_code(error)})") if _code(error) in _MISSING_CODES else error
 
 
 def _code(error: ClientError) -> str:

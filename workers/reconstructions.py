@@ -4,6 +4,7 @@ import logging
 import queue
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from mae_core.reconstruct import Reconstructions
@@ -33,9 +34,14 @@ class ReconstructionUploads:
 
     def close(self, seconds: float) -> None:
         """Waits up to `seconds` until all are uploaded."""
+        until = time.monotonic() + seconds
         if self._thread.is_alive():
-            self._waiting.put(None)
-            self._thread.join(seconds)
+            try:
+                self._waiting.put(None, timeout=seconds)
+            except queue.Full:
+                logger.warning("%d reconstructions are still on their way and not waited for", _MAX_WAITING)
+                return
+            self._thread.join(max(until - time.monotonic(), 0))
 
     def _work(self) -> None:
         while (given := self._waiting.get()) is not None:

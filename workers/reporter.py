@@ -71,9 +71,15 @@ class Reporter:
             self._progress = progress
 
     def event(self, kind: EventType, **data: Any) -> None:
-        """A fact, with its time."""
+        """A fact, with its time. One that JSON cannot say is dropped, before others share a report with it."""
+        event = Event(type=kind, at=datetime.now(UTC), data=data)
+        try:
+            event.model_dump_json().encode()
+        except ValueError:
+            logger.exception("an event %s cannot be written as JSON and is dropped", kind)
+            return
         with self._lock:
-            self._events.append(Event(type=kind, at=datetime.now(UTC), data=data))
+            self._events.append(event)
 
     def close(self, timeout: float) -> bool:
         """Sends what is left, for up to `timeout` seconds. False where something could not be sent (it stays in the spool)."""
@@ -110,17 +116,26 @@ class Reporter:
             if not full and not (everything and (self._steps or self._events or self._progress)):
                 return False
             steps, events, progress = self._steps[:MAX_POINTS], self._events[:MAX_EVENTS], self._progress
-        points = _columns(steps) if steps else None
-        report = Report(incarnation=self._incarnation, sequence=self._sequence, points=points, events=events, progress=progress)
-        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._spool / f"{self._incarnation:016d}-{self._sequence:08d}.json"
-        path.with_suffix(".new").write_text(report.model_dump_json())
-        path.with_suffix(".new").rename(path)
-        self._sequence += 1
-        with self._lock:  # only what is written is forgotten
+        if (content := self._report(steps, events, progress)) is not None:
+            self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path = self._spool / f"{self._incarnation:016d}-{self._sequence:08d}.json"
+            path.with_suffix(".new").write_bytes(content)
+            path.with_suffix(".new").rename(path)
+            self._sequence += 1
+        with self._lock:  # only what is written, or never can be, is forgotten
             del self._steps[: len(steps)], self._events[: len(events)]
             self._progress = None if self._progress is progress else self._progress
         return True
+
+    def _report(self, steps: list[tuple[int, dict[str, float]]], events: list[Event], progress: RunProgress | None) -> bytes | None:
+        """The next report as JSON. What JSON cannot say is dropped: trying it again for ever would be the end of all reports."""
+        try:
+            points = _columns(steps) if steps else None
+            report = Report(incarnation=self._incarnation, sequence=self._sequence, points=points, events=events, progress=progress)
+            return report.model_dump_json().encode()
+        except ValueError:
+            logger.exception("a report of %d step(s) and %d event(s) cannot be written as JSON and is dropped", len(steps), len(events))
+            return None
 
     def _send_spooled(self) -> bool:
         """Sends the spool, oldest first. False where the service is away."""

@@ -34,12 +34,13 @@ from workers.provenance import git_revision, versions
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.saver import Saver
+from workers.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
 _FINAL_REPORT_SECONDS = 600.0  # a finished run waits so long for a service that is away
 _FINAL_SAVE_SECONDS = 60.0
-_SAVE_TIMEOUT = timedelta(minutes=30)  # for a worker that hangs in a save: longer than storage is waited for
+_SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs in a save: longer than one waits for storage while another has uploaded
 _MAX_SHOWN = 20  # images or steps in one event
 
 
@@ -72,7 +73,7 @@ class Follower:
     def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack) -> None:
         self.order, self.seat, self.world = order, seat, seat.world
         self.store = ObjectStore(order.storage, self.storage_delayed)
-        self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maestro-")))
+        self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self._stack = stack
 
@@ -81,6 +82,7 @@ class Follower:
         if self.committed_before():
             return
         run, taken_up = self.open_run()
+        self._stack.callback(lambda: self.saver.wait(_FINAL_SAVE_SECONDS))  # of whichever saver is the last
         self.started(taken_up)
         if (diverged := self._take_steps(run)) is not None:
             if not run.resumes:
@@ -101,8 +103,9 @@ class Follower:
         run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder())
         taken_up = self._restore(run) if run.resumes else None
         incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]
-        self.saver = Saver(self.order, self.store, self.world, self._group, incarnation=incarnation, reporter=self.reporter)
-        self._stack.callback(self.saver.wait, _FINAL_SAVE_SECONDS)
+        self.saver = Saver(
+            *(self.order, self.store, self.world, self._group), incarnation=incarnation, scratch=self.scratch, reporter=self.reporter
+        )
         return run, taken_up
 
     def started(self, taken_up: str | None) -> None:
@@ -129,6 +132,7 @@ class Follower:
             for progress in run.progress(self.wants_stop, self.saver.is_ready):
                 self.tell(progress)
                 self.last = progress
+                self.saver.check()
                 if progress.save_agreed:
                     self.saver.save(progress.step, run.training_state())
         except DivergedError as error:
@@ -138,6 +142,7 @@ class Follower:
     def _go_back(self, why: DivergedError) -> Run:
         logger.warning("%s; going back to the newest training state", why)
         self.saver.wait()
+        self.saver.check()
         run, taken_up = self.open_run()
         self.went_back(why, taken_up)
         return run
@@ -162,7 +167,11 @@ class Follower:
                 return False
             [place] = [folder for machine, local_rank, folder, _ in told if (machine, local_rank) == (self.seat.machine, 0)]
             state = run.training_state()
-            read_state(state, Path(place), self._group)
+            try:
+                read_state(state, Path(place), self._group)
+            except EncoderError as error:  # on all workers alike
+                logger.warning("%s; going back to the one before", error)
+                return False
             run.load_training_state(state)
             return True
 

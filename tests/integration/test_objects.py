@@ -83,7 +83,7 @@ def save_all(world: World, folder: Path, endpoint: str, bucket: str) -> tuple[li
     store, told = ObjectStore(StorageRef(endpoint=endpoint, bucket=bucket)), Told()
     group = saving_group(world, timeout=timedelta(seconds=60))
     reporter = cast(Reporter, told) if world.rank == 0 else None
-    saver = Saver(order(bucket), store, world, group, incarnation=5, reporter=reporter)
+    saver = Saver(order(bucket), store, world, group, incarnation=5, scratch=folder / str(world.rank), reporter=reporter)
     for step in (3, 10, 200):
         saver.save(step, state_of(step))
         saver.wait()
@@ -124,14 +124,39 @@ def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, 
     seaweedfs.client().put_object(Bucket=bucket, Key=before + MANIFEST, Body=b"{}")
     with pytest.raises(EncoderError, match=r"manifest\.json is damaged or of another version"):
         read_back(store, before, tmp_path / "manifest")
+    for name in ("state-00000.safetensors", MANIFEST):
+        seaweedfs.client().delete_object(Bucket=bucket, Key=newest + name)
+        with pytest.raises(EncoderError, match=rf"{name} is missing"):
+            read_back(store, newest, tmp_path / f"without-{name}")
 
 
-def test_a_save_that_fails_is_told_and_not_heard_by_the_training(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_of_a_run_that_began_anew_outlive_those_of_higher_steps(
+    store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_bytes(b"state")
+    prefixes = [state_folder(PREFIX, step=step, attempt=1, incarnation=start) for step, start in ((800, 1), (900, 1), (3, 2), (6, 2))]
+    for step, prefix in enumerate(prefixes):
+        manifest = TrainingStateManifest(job="job1", attempt=1, incarnation=1, step=step, files={}, created_at=datetime.now(UTC))
+        store.put_file(prefix + "state-00000.safetensors", tmp_path / "state")
+        store.commit(prefix, manifest)
+        store.prune_training_states(PREFIX)
+    assert store.training_states(PREFIX) == [prefixes[3], prefixes[2]]
+    assert len(keys(seaweedfs, bucket)) == 4
+
+
+def test_a_refused_upload_is_told_as_what_it_is(store: ObjectStore, seaweedfs: Seaweedfs, tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(b"state")
+    other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), lambda _: pytest.fail("repeated"))
+    with pytest.raises(ClientError, match="NoSuchBucket"):
+        other.put_file("jobs/job1/x", tmp_path / "state")
+
+
+def test_a_save_that_fails_is_told_and_not_heard_by_the_training(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setattr(objects, "_RETRY_SECONDS", ())
     told, away = Told(), ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket))
-    saver = Saver(order(bucket), away, World(), None, incarnation=5, reporter=cast(Reporter, told))
+    saver = Saver(order(bucket), away, World(), None, incarnation=5, scratch=tmp_path, reporter=cast(Reporter, told))
     saver.save(1, {"step": torch.tensor(1)})
     saver.wait(60)
     [(kind, data)] = told.events

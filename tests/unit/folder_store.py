@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_core.errors import EncoderError
 from workers.contract import MANIFEST, FileEntry, TrainingStateManifest, training_state_prefix
-from workers.objects import file_entry
+from workers.objects import file_entry, newest_first
 
 
 class FolderStore:
@@ -36,11 +36,13 @@ class FolderStore:
 
     def training_states(self, job_prefix: str) -> list[str]:
         found = (self.folder / training_state_prefix(job_prefix)).glob(f"*/{MANIFEST}")
-        return sorted((f"{path.parent.relative_to(self.folder)}/" for path in found), reverse=True)
+        return newest_first(f"{path.parent.relative_to(self.folder)}/" for path in found)
 
     def fetch_training_state(self, state_prefix: str, folder: Path) -> None:
         manifest = TrainingStateManifest.model_validate_json((self.folder / state_prefix / MANIFEST).read_text())
         for name, entry in manifest.files.items():
+            if not (self.folder / state_prefix / name).exists():
+                raise EncoderError(f"{state_prefix}{name} is missing")
             shutil.copy(self.folder / state_prefix / name, folder / name)
             if file_entry(folder / name) != entry:
                 raise EncoderError(f"{state_prefix}{name} is damaged")

@@ -2,14 +2,19 @@
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from mae_core.reconstruct import Reconstructions
 from tests.unit.scripted_server import Answer, Request, scripted_server
 from workers.contract import DesiredState, EventType, Report, ReportAnswer, RunProgress, StorageRef, WorkOrder
+from workers.objects import ObjectStore
+from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 
 SPEC = {
@@ -141,3 +146,42 @@ def test_not_a_number_travels() -> None:
         assert reporter.close(10)
         assert b'"NaN"' in server.requests[0].body
         assert b'"Infinity"' in server.requests[0].body
+
+
+def test_what_json_cannot_say_is_dropped_and_the_rest_arrives() -> None:
+    with scripted_server(lambda _: answer(DesiredState.CANCEL)) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.event(EventType.IMAGES_SKIPPED, images={"cat/\udcff.png": "broken"})
+        reporter.event(EventType.FIRST_STEP_TAKEN, step=1)
+        assert reporter.close(10)
+        assert [event.type for report in reports(server.requests) for event in report.events] == [EventType.FIRST_STEP_TAKEN]
+    assert reporter.desired_state is DesiredState.CANCEL
+
+
+def test_points_that_no_report_can_carry_are_not_tried_for_ever() -> None:
+    with scripted_server(lambda _: answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.points([(1, {f"series {number}": 1.0 for number in range(65)})])
+        assert reporter.close(10)
+        assert server.requests == []
+
+
+def test_reconstructions_that_are_stuck_do_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, made = threading.Event(), threading.Event(), cast(Reconstructions, None)
+
+    def upload(*_: object) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(ReconstructionUploads, "_upload", upload)
+    uploads = ReconstructionUploads(order("http://127.0.0.1:1"), cast(ObjectStore, None), cast(Reporter, None))
+    uploads.add(0, made)
+    assert begun.wait(60)
+    for step in range(1, 20):
+        uploads.add(step, made)
+    closing = threading.Thread(target=uploads.close, args=(0.01,), daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    go_on.set()
+    uploads.close(60)

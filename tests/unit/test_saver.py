@@ -1,6 +1,9 @@
 """What becomes of saves that fail on one worker, and of a training that diverges: all workers do the same, and none is left waiting."""
 
+import gc
+import json
 import threading
+import weakref
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +21,10 @@ from tests.unit.core_fixtures import image_folder, pretrain_spec
 from tests.unit.folder_store import FolderStore
 from tests.unit.forked import Forked, in_workers
 from workers import train_loop
-from workers.contract import EventType, FileEntry, StorageRef, WorkOrder
-from workers.saver import Saver
+from workers.contract import EventType, FileEntry, Reason, StorageRef, WorkOrder
+from workers.failures import classify
+from workers.objects import file_entry, newest_first, state_folder
+from workers.saver import Saver, SavingGroupError
 from workers.train_loop import Follower, Seat
 
 PREFIX = "jobs/job1/"
@@ -63,7 +68,10 @@ def save_twice(world: World, folder: Path) -> tuple[list[tuple[str, dict[str, An
     store, told = RefusingStore(folder), Told()
     store.refuses = world.rank == 1
     group = saving_group(world, timeout=timedelta(seconds=60))
-    saver = Saver(order(folder, num_workers=2), store, world, group, incarnation=5, reporter=told if world.rank == 0 else None)  # type: ignore[arg-type]
+    scratch = folder / f"scratch-{world.rank}"
+    saver = Saver(
+        order(folder, num_workers=2), store, world, group, incarnation=5, scratch=scratch, reporter=told if world.rank == 0 else None
+    )  # type: ignore[arg-type]
     for step in (3, 6):
         saver.save(step, {"module.weight": torch.full((4,), float(step)), "module.bias": torch.zeros(3), "step": torch.tensor(step)})
         saver.wait()
@@ -86,20 +94,71 @@ def test_where_one_worker_cannot_upload_none_commits_and_the_next_save_succeeds(
 
 def save_where_one_hangs(world: World, tell: Any, folder: Path) -> None:
     group = saving_group(world, timeout=timedelta(seconds=2))
-    saver = Saver(order(folder, num_workers=2), FolderStore(folder), world, group, incarnation=5, reporter=(told := Told()))  # type: ignore[arg-type]
-    for step in (1, 2):
-        if world.rank == 0:
-            saver.save(step, {"step": torch.tensor(step)})
-            saver.wait()
-            assert saver.is_ready()
-    total = world.sum(torch.ones(1)).item()  # the training goes on
-    tell(([kind for kind, _ in told.events], total))
+    scratch, told = folder / f"scratch-{world.rank}", Told()
+    saver = Saver(order(folder, num_workers=2), FolderStore(folder), world, group, incarnation=5, scratch=scratch, reporter=told)  # type: ignore[arg-type]
+    saver.check()
+    if world.rank == 0:
+        saver.save(1, {"step": torch.tensor(1)})
+        saver.wait()
+    reason = None
+    try:
+        saver.check()
+    except SavingGroupError as error:
+        reason = classify({0: error}).reason
+    total = world.sum(torch.ones(1)).item()  # the training's own group is whole
+    tell(([kind for kind, _ in told.events], reason, total))
 
 
-def test_a_worker_that_hangs_in_a_save_does_not_hang_the_others_for_ever(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_in_a_save_ends_this_start_of_the_workers(tmp_path: Path) -> None:
+    """Another start goes on from the last state: after a failed collective no state could be saved or read in this one."""
     with Forked(save_where_one_hangs, 2, tmp_path, tmp_path) as workers:
-        assert workers.told(0) == (["save_failed", "save_failed"], 2.0)
-        assert workers.told(1) == ([], 2.0)
+        assert workers.told(0) == (["save_failed"], Reason.WORKER_DIED, 2.0)
+        assert workers.told(1) == ([], None, 2.0)
+
+
+def save_where_one_has_no_scratch(world: World, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A file is in the way of its first save's folder."""
+    told, scratch = Told(), folder / f"scratch-{world.rank}"
+    if world.rank == 1:
+        scratch.touch()
+    group = saving_group(world, timeout=timedelta(seconds=60))
+    saver = Saver(order(folder, num_workers=2), FolderStore(folder), world, group, incarnation=5, scratch=scratch, reporter=told)  # type: ignore[arg-type]
+    for step in (3, 6):
+        saver.save(step, {"module.weight": torch.ones(4), "module.bias": torch.zeros(3), "step": torch.tensor(step)})
+        saver.wait()
+        saver.check()
+        world.gather(None)
+        scratch.unlink() if scratch.is_file() else None
+    assert list(scratch.iterdir()) == [], "nothing is left"
+    return told.events
+
+
+def test_where_one_worker_has_no_place_for_its_files_the_next_save_succeeds(tmp_path: Path) -> None:
+    events, others = in_workers(save_where_one_has_no_scratch, 2, tmp_path, tmp_path)
+    assert [kind for kind, _ in events] == ["save_failed", "training_state_committed"]
+    assert "worker 1: " in events[0][1]["message"]
+    assert [kind for kind, _ in others] == ["save_failed"]
+
+
+class KeepingStore(FolderStore):
+    def prune_training_states(self, job_prefix: str) -> None:
+        raise PermissionError("deleting is not allowed")
+
+
+def test_a_committed_state_is_none_that_failed_where_old_ones_cannot_be_deleted(tmp_path: Path) -> None:
+    told = Told()
+    store, scratch = KeepingStore(tmp_path / "s3"), tmp_path / "scratch"
+    saver = Saver(order(tmp_path, num_workers=1), store, World(), None, incarnation=5, scratch=scratch, reporter=told)  # type: ignore[arg-type]
+    saver.save(3, {"step": torch.tensor(3)})
+    saver.wait()
+    assert [kind for kind, _ in told.events] == ["training_state_committed"]
+
+
+def test_states_of_the_newest_start_come_first() -> None:
+    """Also where it began anew behind damaged ones, so that its steps are lower."""
+    folders = [(900, 1, 10), (6, 1, 30), (4, 2, 20), (800, 1, 10), (2, 2, 20), (5000000000000, 1, 10)]
+    prefixes = [state_folder(PREFIX, step=step, attempt=attempt, incarnation=incarnation) for step, attempt, incarnation in folders]
+    assert newest_first(prefixes) == [prefixes[place] for place in (2, 4, 1, 5, 0, 3)]
 
 
 def test_a_save_is_not_ready_until_the_last_one_is_written() -> None:
@@ -132,6 +191,7 @@ class Recording(Follower):
         self.seen: list[Any] = []
 
     def started(self, taken_up: str | None) -> None:
+        self.first_saver = weakref.ref(self.saver)
         self.seen.append(("started", taken_up))
 
     def tell(self, progress: Progress) -> None:
@@ -143,6 +203,8 @@ class Recording(Follower):
         self.seen.append(("went back", str(why).split(" of rank")[0], taken_up and taken_up.split("/")[-2].split("-")[0]))
 
     def ended(self, run: Run) -> None:
+        gc.collect()
+        assert self.first_saver() is None, "its buffers are as large as the state"
         self.seen.append("ended")
 
 
@@ -192,3 +254,36 @@ def test_all_workers_go_back_once_to_the_newest_state(tmp_path: Path, times: int
         assert first[-1].startswith("DivergedError: 2 step(s) in a row")
         assert "step 5 (loss nan" in first[-1]
         assert "of rank 1, images " in first[-1]
+
+
+def open_beside_states(world: World, folder: Path, damage: str) -> list[Any]:
+    """A run of two states, of which the newest is damaged, is opened again."""
+    train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
+    given = order(folder / "images", num_workers=2, checkpoint={"every_steps": 2}, evaluation={"every_epochs": 2})
+    with ExitStack() as stack:
+        first = Recording(given, world, stack)
+        run, _ = first.open_run()
+        for step in (2, 4):
+            first.saver.save(step, run.training_state())
+            first.saver.wait()
+            world.gather(None)
+    place = next((folder / "s3" / PREFIX / "training_state").glob("step=0000000004-*"))
+    if world.rank == 0:
+        file, manifest = place / "state-00001.safetensors", place / "manifest.json"
+        if damage == "missing":
+            file.unlink()
+        else:  # whole as it was uploaded, and yet no state
+            file.write_bytes(b"no tensors")
+            content = json.loads(manifest.read_text())
+            content["files"][file.name] = file_entry(file).model_dump()
+            manifest.write_text(json.dumps(content))
+    world.gather(None)
+    with ExitStack() as stack:
+        _, taken_up = Recording(given, world, stack).open_run()
+    return [taken_up and taken_up.split("/")[-2].split("-")[0]]
+
+
+@pytest.mark.parametrize("damage", ["missing", "unreadable"])
+def test_a_state_without_one_of_its_files_is_passed_over(tmp_path: Path, damage: str) -> None:
+    image_folder(tmp_path / "images")
+    assert in_workers(open_beside_states, 2, tmp_path, tmp_path, damage) == [["step=0000000002"]] * 2
