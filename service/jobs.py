@@ -17,7 +17,6 @@ from mae_core.config import Spec
 from service import events
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NotFound
-from service.jsonable import path_of_not_finite
 from service.lifecycle import transition
 from service.models import JobRow
 from service.settings import Settings
@@ -47,8 +46,6 @@ def new_job_id(now: datetime) -> str:
 
 def submit(database: Database, storage: Storage, settings: Settings, spec: Spec, *, idempotency_key: str | None) -> Submitted:
     """Keep a new job, or answer the one that this key and body made before."""
-    if (field := path_of_not_finite(spec.model_dump())) is not None:
-        raise Invalid(field, "must be a finite number")
     body_hash = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     if idempotency_key is not None:
         with database.read() as session:

@@ -13,12 +13,3 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
     return value
-
-
-def path_of_not_finite(value: Any, path: str = "") -> str | None:
-    """Where the first NaN or infinity is, such as `optim.base_lr`; None where there is none."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    found = (path_of_not_finite(item, f"{path}.{key}".lstrip(".")) for key, item in items)
-    return next((one for one in found if one is not None), None)

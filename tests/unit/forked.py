@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Forked:
         assert self._pipes[rank].poll(_SECONDS), f"worker {rank} says nothing"
         kind, value = pickle.loads(self._pipes[rank].recv_bytes())  # its own pickling would share tensors' memory
         assert kind == "told", value
+        self._pipes[rank].send_bytes(b"heard")
         return value
 
     def kill(self, rank: int) -> None:
@@ -67,6 +69,12 @@ def _telling(world: World, tell: Callable[[Any], None], function: Callable[..., 
     tell(function(world, *arguments))
 
 
+def _tell(pipe: Connection, value: Any) -> None:
+    """Waits until the test has heard it: no worker runs ahead of what the test knows of it."""
+    pipe.send_bytes(pickle.dumps(("told", value)))
+    pipe.recv_bytes()
+
+
 def _work(function: Callable[..., Any], rank: int, size: int, rendezvous: Path, pipe: Connection, arguments: tuple[Any, ...]) -> None:
     warnings.simplefilter("error")
     ARCH_SIZES["tiny"] = SHALLOW
@@ -76,7 +84,7 @@ def _work(function: Callable[..., Any], rank: int, size: int, rendezvous: Path, 
             if size > 1:
                 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
                 stack.callback(dist.destroy_process_group)
-            function(World(rank, size), lambda value: pipe.send_bytes(pickle.dumps(("told", value))), *arguments)
+            function(World(rank, size), partial(_tell, pipe), *arguments)
         except BaseException:
             pipe.send_bytes(pickle.dumps(("failed", traceback.format_exc())))
         pipe.close()
