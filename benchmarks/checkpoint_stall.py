@@ -2,8 +2,9 @@
 
 One worker trains in blocks of steps, in turn without a save, with one beside the training (as the workers save), and with the same save
 waited for in the step. Saves go to a SeaweedFS server on the same machine. Prints one JSON line. `ours` and `peer` are shares of the time
-of blocks with a save, lost against those without: all that saving takes from the training, also by using the same processors. `waited` is
-the part of it that the steps stood still for.
+of `steps_per_save` steps and a save, lost against those steps without it: all that saving takes from the training, also by using the same
+processors. `waited` is the part of it that the steps stood still for. Blocks without a save beside them are shorter: what they say of a
+step and of a save is the same.
 """
 
 import argparse
@@ -58,6 +59,7 @@ class Measurement:
     def __init__(self, run: Run, saver: Saver, heard: Listener, *, steps_per_save: int) -> None:
         self._run, self._saver, self._heard, self._steps_per_save = run, saver, heard, steps_per_save
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._short = max(1, steps_per_save // 6)
         self.seconds: dict[str, list[float]] = {kind: [] for kind in _KINDS}
         self.waited: dict[str, list[float]] = {kind: [] for kind in _KINDS}
         self.save_seconds: dict[str, list[float]] = {kind: [] for kind in _KINDS}
@@ -72,7 +74,8 @@ class Measurement:
                 values.clear()
         for number in range(num_saves):
             for place in range(len(_KINDS)):
-                self._block(steps, _KINDS[(number + place) % len(_KINDS)], num_steps=self._steps_per_save)
+                kind = _KINDS[(number + place) % len(_KINDS)]
+                self._block(steps, kind, num_steps=self._steps_per_save if kind == "beside" else self._short)
         steps.close()  # type: ignore[attr-defined]  # a generator
 
     def _block(self, steps: Iterator[Progress], kind: str, *, num_steps: int) -> None:
@@ -102,9 +105,12 @@ class Measurement:
 
     def line(self) -> dict[str, Any]:
         """What was measured."""
-        plain = sum(self.seconds["plain"])
-        lost = {kind: 1 - plain / sum(self.seconds[kind]) for kind in ("beside", "blocking")}
-        waited = {kind: sum(self.waited[kind]) / sum(self.seconds[kind]) for kind in lost}
+        num_saves, step = len(self.seconds["plain"]), statistics.mean(self.seconds["plain"]) / self._short
+        taken = {"beside": self._steps_per_save, "blocking": self._short}
+        extra = {kind: sum(self.seconds[kind]) - num_saves * taken[kind] * step for kind in taken}
+        whole = {kind: extra[kind] + num_saves * self._steps_per_save * step for kind in taken}
+        lost = {kind: extra[kind] / whole[kind] for kind in taken}
+        waited = {kind: sum(self.waited[kind]) / whole[kind] for kind in taken}
         return {
             "name": "checkpoint_stall",
             "unit": "share of step time",
@@ -116,9 +122,9 @@ class Measurement:
             "waited": {"ours": waited["beside"], "peer": waited["blocking"], "ratio": waited["beside"] / waited["blocking"]},
             "wait_seconds_per_save": {kind: _spread(self.waited[kind]) for kind in lost},
             "save_seconds": {kind: _spread(self.save_seconds[kind]) for kind in lost},
-            "step_seconds": plain / len(self.seconds["plain"]) / self._steps_per_save,
+            "step_seconds": step,
             "steps_per_save": self._steps_per_save,
-            "num_saves": len(self.seconds["beside"]),
+            "num_saves": num_saves,
             "bytes": self._heard.committed[-1][1],
             "num_threads": torch.get_num_threads(),
         }
@@ -132,7 +138,7 @@ def measure(
     folder: Path, storage: StorageRef, *, arch: str, image_size: int, batch_size: int, threads: int, num_saves: int, steps_per_save: int
 ) -> dict[str, Any]:
     """The JSON line of `num_saves` saves of each kind. Uses `folder` for images; storage credentials are in the environment."""
-    num_steps = 2 * _WARM_UP_STEPS + len(_KINDS) * num_saves * steps_per_save
+    num_steps = 2 * _WARM_UP_STEPS + len(_KINDS) * num_saves * steps_per_save  # at most
     spec = PretrainSpec.model_validate(
         {
             "kind": "pretrain",
@@ -172,7 +178,7 @@ def main() -> None:
         "--threads", type=int, default=os.cpu_count() or 1, help="of the training; fewer than cores leave some to the saves"
     )
     parser.add_argument("--saves", type=int, default=20)
-    parser.add_argument("--steps-per-save", type=int, default=20)
+    parser.add_argument("--steps-per-save", type=int, default=60, help="so many that a save beside them ends before the next one")
     given = parser.parse_args()
     mark = f"stall-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="maestro-stall-") as place:
