@@ -1,7 +1,8 @@
 """Recipes: what a spec has where its user says nothing. Plain data; the resolved spec shows every value.
 
 paper: tables 8, 9 and 10 of He et al. 2021 with the values of the authors' released code, for ViT-B, L and H (smaller models get B's).
-small: ViT-Tiny and Small on small data and few devices; `benchmarks/README.md` has the measurements behind it.
+At 448 pixels ViT-H gets the values of 224. small: ViT-Tiny and Small on small data and few devices, as measured on CIFAR-10
+(`benchmarks/README.md`); what was not varied there is DeiT's or the paper's.
 """
 
 from typing import Any, Literal
