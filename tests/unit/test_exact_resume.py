@@ -24,8 +24,9 @@ from workers import train_loop
 from workers.contract import StorageRef, WorkOrder
 from workers.train_loop import Follower, Seat
 
-NUM_STEPS = 24  # 6 epochs of 4 steps: 48 images, 12 in each
+NUM_STEPS = 48  # 12 epochs of 4 steps: 48 images, 12 in each
 KILLS = 4  # of each of the 6 ways to train
+MOST_STEPS = (NUM_STEPS - 1) // KILLS  # between two kills: none comes after the end
 Tell = Callable[[Any], None]
 Json = dict[str, Any]
 
@@ -111,8 +112,8 @@ class Outcome:
         self.starts: list[int] = []
         self.digest: str | None = None
 
-    def follow(self, workers: Forked, size: int, *, until_step: int = NUM_STEPS + 1) -> None:
-        """Reads what the workers tell until they have ended, or have taken `until_step`."""
+    def follow(self, workers: Forked, size: int, *, num_steps: int = NUM_STEPS + 1) -> None:
+        """Reads what the workers tell until they have ended, or have taken `num_steps` steps."""
         while self.digest is None:
             told = [workers.told(rank) for rank in range(size)]
             kind, *values = told[0]
@@ -122,7 +123,7 @@ class Outcome:
                 step, loss, _ = values
                 assert self.losses.setdefault(step, loss) == loss, f"step {step}, taken again"
                 self.images[step] = sorted(image for _, _, _, images in told for image in images)
-                if step == until_step:
+                if step == self.starts[-1] + num_steps:
                     return
             else:
                 [self.digest] = values
@@ -159,8 +160,7 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(folder: Path, size: int, ch
     killed, changes = Outcome(), changes | {"name": f"{changes['name']}-killed", "every_steps": draw.choice([1, 2, 3])}
     for _ in range(KILLS):
         with Forked(train, size, folder, folder, changes, NUM_STEPS + 1) as workers:
-            begin = killed.starts[-1] if killed.starts else 0
-            killed.follow(workers, size, until_step=min(begin + draw.randint(3, 7), NUM_STEPS - 1))
+            killed.follow(workers, size, num_steps=draw.randint(4, MOST_STEPS))
             workers.kill(draw.randrange(size))
     with Forked(train, size, folder, folder, changes, NUM_STEPS + 1) as workers:
         killed.follow(workers, size)
