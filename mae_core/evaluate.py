@@ -9,8 +9,8 @@ from mae_core.classifier import Classifier
 from mae_core.config import EvaluateSpec
 from mae_core.data.loader import SkippedImages
 from mae_core.data.source import LabelledData
+from mae_core.encoders import has_head
 from mae_core.errors import EncoderError
-from mae_core.export import has_head
 from mae_core.loop import CanSave, Progress, WantsStop, always, check_skipped
 from mae_core.options import NormalizeConfig
 from mae_core.report import Tally

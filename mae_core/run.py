@@ -15,7 +15,7 @@ from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
 from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
 from mae_core.data.statistics import channel_statistics
-from mae_core.export import load_encoder
+from mae_core.encoders import load_encoder
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.vit import Encoder, initialise

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from mae_core.augmented_probe import AugmentedProbeRun
 from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.encoders import read_model
 from mae_core.errors import SpecError
 from mae_core.evaluate import EvaluateRun
-from mae_core.export import read_model
 from mae_core.finetune import FinetuneRun
 from mae_core.pretrain import PretrainRun
 from mae_core.probe import ProbeRun

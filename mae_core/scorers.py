@@ -14,8 +14,8 @@ from torch import Tensor
 from mae_core.config import EvaluateSpec
 from mae_core.data.loader import SkippedImages
 from mae_core.data.source import ImageSource, LabelledData, check_same_images, open_source, split
+from mae_core.encoders import load_classifier
 from mae_core.errors import DataError, SpecError
-from mae_core.export import load_classifier
 from mae_core.features import Features, encode_features
 from mae_core.knn import TEMPERATURE, knn_rounds, num_knn_rounds
 from mae_core.options import ModelConfig, NormalizeConfig

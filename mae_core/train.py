@@ -17,8 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from mae_core.config import RUN_SPEC, EvaluateSpec, PretrainSpec, Spec, with_absolute_paths
+from mae_core.encoders import has_head
 from mae_core.errors import DivergedError, MaeError, SpecError
-from mae_core.export import has_head
 from mae_core.loop import Progress
 from mae_core.run import Run
 from mae_core.runs import open_run

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_core.export import load_encoder
+from mae_core.encoders import load_encoder
 from service.client import ApiError
 from tests.conftest import LiveService
 from tests.integration.runs import MODEL, Json, events_of, losses_of, pretrain_spec, probe_spec, wait_for, wait_for_end, wait_for_step

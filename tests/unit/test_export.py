@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mae_core.classifier import Classifier
+from mae_core.encoders import has_head, load_classifier, load_encoder
 from mae_core.errors import EncoderError
-from mae_core.export import WEIGHTS, has_head, load_classifier, load_encoder, write_classifier, write_encoder, write_probe
+from mae_core.export import WEIGHTS, write_classifier, write_encoder, write_probe
 from mae_core.head import ProbeHead
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.patches import resize_positions

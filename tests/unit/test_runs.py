@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mae_core.encoders import load_encoder
 from mae_core.errors import DataError, EncoderError, SpecError
-from mae_core.export import WEIGHTS, load_encoder, write_encoder
+from mae_core.export import WEIGHTS, write_encoder
 from mae_core.finetune import FinetuneRun
 from mae_core.loop import Progress
 from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from mae_core import train as train_command
 from mae_core.classifier import Classifier
-from mae_core.export import WEIGHTS, load_encoder, write_classifier
+from mae_core.encoders import load_encoder
+from mae_core.export import WEIGHTS, write_classifier
 from mae_core.loop import Progress, Training
 from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
 from mae_core.train import main
