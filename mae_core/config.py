@@ -1,8 +1,8 @@
 """The specs of runs. Pydantic only: the service validates specs with this file and never loads torch.
 
-A spec is one of four kinds (`pretrain`, `probe`, `finetune`, `evaluate`), told apart by its `kind`. A field of another kind, one that is
-misspelt, or one that would change nothing, is an error: nothing a user writes is silently ignored. What they leave out comes from a
-recipe, and the resolved spec shows it. Tables cited are those of He et al. 2021.
+A spec is one of five kinds (`pretrain`, `probe`, `finetune`, `evaluate`, `embed`), told apart by its `kind`. A field of another kind, one
+that is misspelt, or one that would change nothing, is an error: nothing a user writes is silently ignored. What they leave out comes from
+a recipe, and the resolved spec shows it. Tables cited are those of He et al. 2021.
 """
 
 from pathlib import Path
@@ -34,6 +34,8 @@ from mae_core.options import (
     TrainingDataConfig,
 )
 from mae_core.recipes import RecipeName, merged, recipe_fields, recipe_for
+
+Pooling = Literal["mean", "cls"]
 
 
 class RunConfig(Strict):
@@ -153,7 +155,6 @@ class EncoderRun(RunConfig):
 
     encoder: EncoderRef
     model: ModelConfig | None = None
-    pooling: Literal["mean", "cls"] = "mean"
 
     def _check_encoder(self) -> None:
         if self.model is None and self.encoder.init is not None:
@@ -187,6 +188,7 @@ class ProbeSpec(EncoderRun):
     """Linear probe: BatchNorm without affine parameters and a linear layer on frozen features (paper, Table 10)."""
 
     kind: Literal["probe"]
+    pooling: Pooling = "mean"
     data: ProbeDataConfig
     optim: ProbeOptim = ProbeOptim()
     num_seeds: int = Field(default=1, ge=1, le=100, description="heads trained; the accuracy reported is their median")
@@ -216,6 +218,7 @@ class FinetuneSpec(EncoderRun):
     """Fine-tuning of the encoder, whole or its last blocks, with a new head (paper, Table 9 and Figure 9)."""
 
     kind: Literal["finetune"]
+    pooling: Pooling = "mean"
     data: FinetuneDataConfig
     optim: FinetuneOptim = FinetuneOptim()
     mix: MixConfig = MixConfig()
@@ -252,6 +255,7 @@ class EvaluateSpec(EncoderRun):
     """
 
     kind: Literal["evaluate"]
+    pooling: Pooling = "mean"
     knn: int = Field(default=20, ge=1, le=10_000, description="neighbours that vote, for an encoder without a head")
 
     @model_validator(mode="after")
@@ -260,7 +264,31 @@ class EvaluateSpec(EncoderRun):
         return self
 
 
-Spec = PretrainSpec | ProbeSpec | FinetuneSpec | EvaluateSpec
+class EmbedSpec(EncoderRun):
+    """Features of all images of `data.source`, with labels or without, as Parquet.
+
+    `tokens` are those of the patches, without the class token. Images lie in parts of `images_per_part`, in whole batches: what a killed
+    run has to encode again is at most a part for each worker.
+    """
+
+    kind: Literal["embed"]
+    pooling: Literal["mean", "cls", "tokens"] = "mean"
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: int | None = Field(default=None, ge=1, le=65_536, description="images encoded at once; null: 256, fewer of many patches")
+    images_per_part: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="images of a file, rounded up to whole batches; null: 4096, fewer above 256 MiB"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._check_encoder()
+        if self.data.validation is not None or self.data.validation_fraction:
+            raise ValueError("data: all images of data.source are embedded; leave validation and validation_fraction out")
+        return self
+
+
+Spec = PretrainSpec | ProbeSpec | FinetuneSpec | EvaluateSpec | EmbedSpec
+EncoderSpec = ProbeSpec | FinetuneSpec | EvaluateSpec | EmbedSpec
 RunSpec = Annotated[Spec, Field(discriminator="kind")]
 RUN_SPEC: TypeAdapter[Spec] = TypeAdapter(RunSpec)
 

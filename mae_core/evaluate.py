@@ -31,7 +31,7 @@ def accuracy(
     tally = Tally(list(data.classes), world.device)
     labels_N = torch.tensor([data.validation_source.labels[member] for member in data.validation], device=world.device)
     classifier.eval()
-    for places_B, scores_BK in measured_rounds(
+    for measured in measured_rounds(
         classifier,
         data.validation_source,
         data.validation,
@@ -41,7 +41,7 @@ def accuracy(
         num_threads=num_threads,
         skipped=skipped,
     ):
-        tally.add(scores_BK, labels_N[places_B])
+        tally.add(measured.outputs, labels_N[measured.places_B])
         yield
     try:
         return {"val_accuracy": tally.report(world).top1}

@@ -3,7 +3,7 @@
 Shapes: N images, D width.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,11 @@ class Features(NamedTuple):
 
     features_ND: Tensor
     labels_N: Tensor
+
+
+def features_of(encoder: Encoder, pooling: str) -> Callable[[Tensor], Tensor]:
+    """Images (B, C, H, W) to what `vit.pool` makes of their tokens."""
+    return lambda images_BCHW: pool(encoder(images_BCHW), pooling)
 
 
 def encode_features(
@@ -49,7 +54,7 @@ def encode_features(
     features_ND = torch.zeros(len(members), encoder.model.width, device=world.device)
     readable_N = torch.zeros(len(members), dtype=torch.int32, device=world.device)
     for measured in measured_rounds(
-        lambda images_BCHW: pool(encoder(images_BCHW), pooling),
+        features_of(encoder, pooling),
         source,
         members,
         model=encoder.model,

@@ -68,6 +68,7 @@ _PAPER: dict[str, Fields] = {
         },
     },
     "evaluate": {"pooling": "cls"},
+    "embed": {"pooling": "cls"},
 }
 # Where a size differs from ViT-B.
 _PAPER_BY_SIZE: dict[str, dict[str, Fields]] = {
@@ -123,6 +124,7 @@ _SMALL: dict[str, Fields] = {
         },
     },
     "evaluate": {"pooling": "mean"},
+    "embed": {"pooling": "mean"},
 }
 
 

@@ -4,7 +4,8 @@ Shapes: B images, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import NamedTuple, TypeVar
 
@@ -25,10 +26,14 @@ _MAX_TOKENS = 65_536  # of a batch, so that large images do not need more memory
 
 
 class Measured(NamedTuple):
-    """One worker's part of a round. places_B: positions in the list of images, int64. outputs: float32, a row for each."""
+    """One worker's part of a round. places_B: positions in the list of images, int64. outputs: float32, a row for each.
+
+    wait_seconds: how long the module waited for the images.
+    """
 
     places_B: Tensor
     outputs: Tensor
+    wait_seconds: float
 
 
 def batch_size(model: ModelConfig) -> int:
@@ -51,7 +56,8 @@ def measured_rounds(
     world: World,
     num_threads: int,
     skipped: SkippedImages,
-) -> Iterator[Measured]:
+    at_once: int | None = None,
+) -> Generator[Measured]:
     """What `forward` makes of the images `members` of `source`, each once, centre-cropped; unreadable ones are left out.
 
     Batches are the same for any number of workers, who take them in turn, and so their outputs are equal bit for bit. Every worker calls
@@ -60,8 +66,9 @@ def measured_rounds(
     Args:
         forward: images (B, C, H, W) to a tensor of B rows; called without gradients, in bfloat16 where the device has it.
         skipped: gets the unreadable images that this worker met.
+        at_once: images of a batch; None: as `batch_size` says.
     """
-    size = batch_size(model)
+    size = at_once or batch_size(model)
     starts = range(world.rank * size, len(members) + world.rank * size, size * world.size)
     shares = [range(start, min(start + size, len(members))) for start in starts]  # places of each round; in the last one perhaps none
     own = [members[place] for places in shares for place in places]
@@ -69,7 +76,9 @@ def measured_rounds(
         measured_batches(source, own, size=model.image_size, batch_size=size, num_threads=num_threads, skipped=skipped)
     ) as batches:
         for places in shares:
+            started = time.monotonic()
             batch = next(batches, None)
+            wait_seconds = time.monotonic() - started
             if batch is not None:
                 images_BCHW = normalise(batch.pixels_BHWC.to(world.device), normalize)
             else:
@@ -78,7 +87,7 @@ def measured_rounds(
                 outputs = forward(images_BCHW).float()
             place_of = {members[place]: place for place in places}
             found = [place_of[sample] for sample in batch.samples_B.tolist()] if batch is not None else []
-            yield Measured(torch.tensor(found, dtype=torch.int64, device=world.device), outputs[: len(found)])
+            yield Measured(torch.tensor(found, dtype=torch.int64, device=world.device), outputs[: len(found)], wait_seconds)
 
 
 def newly_skipped(skipped: SkippedImages, world: World) -> dict[str, str]:

@@ -5,19 +5,21 @@ A run yields `Progress`, can hand out and take up its training state, and at its
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import EncoderSpec, FinetuneSpec, PretrainSpec
 from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
 from mae_core.data.statistics import channel_statistics
 from mae_core.encoders import load_encoder
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import ModelConfig, NormalizeConfig
+from mae_core.parts import StoredFile
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 
@@ -30,6 +32,7 @@ class Run(ABC):
     model: ModelConfig
     normalize: NormalizeConfig
     metrics: Metrics
+    stored: Mapping[str, StoredFile] = MappingProxyType({})  # files of the result that were stored as the run went
 
     resumes = False  # whether the kind has a training state; a probe is short enough to start over
 
@@ -137,7 +140,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def starting_encoder(spec: ProbeSpec | FinetuneSpec | EvaluateSpec, folder: Path | None, seed: int) -> tuple[Encoder, NormalizeConfig]:
+def starting_encoder(spec: EncoderSpec, folder: Path | None, seed: int) -> tuple[Encoder, NormalizeConfig]:
     """The encoder a probe or fine-tune starts from, and the normalisation of its images (the encoder's, unless the spec gives one)."""
     if folder is not None:
         encoder, normalize = load_encoder(folder, wanted=spec.model)

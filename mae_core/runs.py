@@ -6,19 +6,22 @@ import torch
 from pydantic import ValidationError
 
 from mae_core.augmented_probe import AugmentedProbeRun
-from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.config import EmbedSpec, EncoderSpec, EvaluateSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.embed import EmbedRun
 from mae_core.encoders import read_model
 from mae_core.errors import SpecError
 from mae_core.evaluate import EvaluateRun
 from mae_core.finetune import FinetuneRun
+from mae_core.parts import PartStore
 from mae_core.pretrain import PretrainRun
 from mae_core.probe import ProbeRun
 from mae_core.run import Run
 from mae_core.world import World
 
 
-def open_run(spec: Spec, *, world: World, encoder_folder: Path | None) -> Run:
-    """The run that `spec` describes. `encoder_folder` holds the encoder that it names, None for random weights.
+def open_run(spec: Spec, *, world: World, encoder_folder: Path | None, parts: PartStore | None = None) -> Run:
+    """The run that `spec` describes. `encoder_folder` holds the encoder that it names, None for random weights;
+    an embedding goes to `parts`.
 
     Raises DataError, EncoderError or SpecError.
     """
@@ -33,10 +36,13 @@ def open_run(spec: Spec, *, world: World, encoder_folder: Path | None) -> Run:
         return ProbeRun(spec, world=world, encoder_folder=encoder_folder)
     if isinstance(spec, EvaluateSpec):
         return EvaluateRun(spec, world=world, encoder_folder=encoder_folder)
+    if isinstance(spec, EmbedSpec):
+        assert parts is not None, "whoever drives the run gives them"
+        return EmbedRun(spec, world=world, encoder_folder=encoder_folder, parts=parts)
     return FinetuneRun(spec, world=world, encoder_folder=encoder_folder)
 
 
-def _with_model_of(folder: Path, spec: ProbeSpec | FinetuneSpec | EvaluateSpec) -> ProbeSpec | FinetuneSpec | EvaluateSpec:
+def _with_model_of(folder: Path, spec: EncoderSpec) -> EncoderSpec:
     """The spec with its encoder's model, and what the recipe says for one of that size. Raises SpecError where it does not fit the data."""
     try:
         return spec.with_model(read_model(folder), where=str(folder))

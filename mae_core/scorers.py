@@ -71,7 +71,7 @@ class HeadScorer(Scorer):
 
     def rounds(self) -> Iterator[Scored]:
         labels_N = self._labels_N.to(self._world.device)
-        for places_B, scores_BK in measured_rounds(
+        for measured in measured_rounds(
             self._classifier,
             self._source,
             self._members,
@@ -81,7 +81,7 @@ class HeadScorer(Scorer):
             num_threads=self._spec.resources.cpus_per_worker,
             skipped=self._skipped,
         ):
-            yield scores_BK, labels_N[places_B]
+            yield measured.outputs, labels_N[measured.places_B]
 
     def settings(self) -> dict[str, Any]:
         return {"classifier": "head", "pooling": self._classifier.pooling}

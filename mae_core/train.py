@@ -20,11 +20,13 @@ from mae_core.config import RUN_SPEC, EvaluateSpec, PretrainSpec, Spec, with_abs
 from mae_core.encoders import has_head
 from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
+from mae_core.parts import FolderParts
 from mae_core.run import Run
 from mae_core.runs import open_run
 from mae_core.state_folder import StateFolder
 from mae_core.world import World
 
+RESULT = "result"
 _SAYS_NOTHING_OF_THE_STATE: dict[str, Any] = {
     **dict.fromkeys(("name", "labels", "resources", "retry", "checkpoint", "evaluation", "evaluate_every_epochs"), True),
     "optim": {"batch_size_per_device": True, "max_dropped_steps": True},
@@ -72,7 +74,7 @@ def train(spec: Spec, output: Path) -> Run:
         run = _train(spec, output, states)
     if isinstance(run, DivergedError):
         raise run
-    result = output / "result"
+    result = output / RESULT
     result.mkdir(exist_ok=True)
     run.write_result(result)
     (result / "metrics.json").write_text(f"{json.dumps(run.metrics)}\n")
@@ -84,7 +86,8 @@ def train(spec: Spec, output: Path) -> Run:
 def _train(spec: Spec, output: Path, states: StateFolder) -> Run | DivergedError:
     """From the newest training state to the end, or to where it diverged. Steps behind that state leave `metrics.jsonl`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec))
+    parts = FolderParts(output / RESULT)
+    run = open_run(_for_one_worker(spec), world=World(device=device), encoder_folder=_encoder_folder(spec), parts=parts)
     step = states.take_up(run) if run.resumes else 0
     _keep_lines(output / "metrics.jsonl", before=step)
     started = time.monotonic()

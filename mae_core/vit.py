@@ -144,7 +144,9 @@ def take_tokens(x_BLD: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def pool(tokens_BND: Tensor, pooling: str) -> Tensor:
-    """Features (B, D): the class token, or the mean of the patch tokens."""
+    """Features (B, D): the class token (`cls`) or the mean of the patch tokens; or these themselves (`tokens`), (B, L, D)."""
+    if pooling == "tokens":
+        return tokens_BND[:, 1:]
     return tokens_BND[:, 0] if pooling == "cls" else tokens_BND[:, 1:].mean(dim=1)
 
 

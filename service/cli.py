@@ -133,7 +133,7 @@ def submit(
 @app.command()
 def jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only pretrain, probe, finetune or evaluate.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only pretrain, probe, finetune, evaluate or embed.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
     as_json: JsonOption = False,
 ) -> None:
@@ -222,6 +222,8 @@ def fetch(
     typer.echo(f"{len(manifest.files)} file(s) with the right sha256 in {folder}")
     if manifest.kind in ("pretrain", "finetune"):
         typer.echo(f'load it with: timm.create_model("local-dir:{folder}", pretrained=True)')
+    if manifest.kind == "embed":
+        typer.echo(f'read it with: pandas.read_parquet(sorted(pathlib.Path("{folder}").glob("*.parquet")))')
 
 
 @app.command()

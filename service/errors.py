@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
+from mae_core.config import EmbedSpec, EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +156,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "probe": ProbeSpec,
     "finetune": FinetuneSpec,
     "evaluate": EvaluateSpec,
+    "embed": EmbedSpec,
 }
 _FIELDS = set[str]().union(*(_field_paths(spec) for spec in _KINDS.values()))
 

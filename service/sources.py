@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mae_core.config import EvaluateSpec, PretrainSpec, Spec
+from mae_core.config import EmbedSpec, EvaluateSpec, PretrainSpec, Spec
 from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
 from service.errors import Invalid
 
@@ -14,6 +14,8 @@ _REMEDY = "put the images of each class into a folder of its name"
 def check_sources(spec: Spec) -> None:
     """Invalid where a folder is missing, empty, or not sorted into classes though labels are needed. The same rules as mae_core.data's."""
     folders = _check_folders("data", spec.data)
+    if isinstance(spec, EmbedSpec):
+        return
     if isinstance(spec, EvaluateSpec):
         for field, folder in folders.items():
             _classes(field, folder)  # how many there must be depends on the encoder, which the workers open

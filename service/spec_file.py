@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mae_core.config import RUN_SPEC, with_absolute_paths
 
-_KINDS = ("pretrain", "probe", "finetune", "evaluate")
+_KINDS = ("pretrain", "probe", "finetune", "evaluate", "embed")
 
 
 class SpecFileError(ValueError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mae_core.config import EvaluateSpec, FinetuneSpec, PretrainSpec, ProbeSpec, Spec
+from mae_core.config import EncoderSpec, EvaluateSpec, PretrainSpec, Spec
 from mae_core.options import EncoderRef, ModelConfig
 from service.db import Database
 from service.errors import Invalid, spec_errors
@@ -13,7 +13,6 @@ from service.models import JobRow
 from service.storage import ObjectNotFound, Storage, split_uri
 from workers.contract import MANIFEST, EncoderManifest, JobStatus
 
-Labelled = ProbeSpec | FinetuneSpec | EvaluateSpec
 _FILES = ("config.json", "model.safetensors")
 
 
@@ -35,12 +34,12 @@ def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources
     return _with_encoder(frozen, manifest, field=field, where=uri)
 
 
-def _usable(spec: Labelled) -> list[str]:
+def _usable(spec: EncoderSpec) -> list[str]:
     """Kinds of jobs whose result the spec can start from."""
     return ["pretrain", "finetune"] if isinstance(spec, EvaluateSpec) else ["pretrain"]
 
 
-def _job_result(database: Database, job_id: str, spec: Labelled) -> str:
+def _job_result(database: Database, job_id: str, spec: EncoderSpec) -> str:
     field = "encoder.job"
     with database.read() as session:
         row = session.get(JobRow, job_id)
@@ -71,7 +70,7 @@ def _manifest(text: str, *, field: str, where: str) -> EncoderManifest:
         raise Invalid(field, f"the {MANIFEST} of {where} is not an encoder's of this version of MAEstro; name another") from None
 
 
-def _with_encoder(spec: Labelled, manifest: EncoderManifest, *, field: str, where: str) -> Labelled:
+def _with_encoder(spec: EncoderSpec, manifest: EncoderManifest, *, field: str, where: str) -> EncoderSpec:
     if manifest.kind not in _usable(spec):
         was = f"{where} is the result of a job of kind {manifest.kind}"
         raise Invalid(field, f"{was}, not {' or '.join(_usable(spec))}; name the encoder that it started from")
@@ -79,7 +78,7 @@ def _with_encoder(spec: Labelled, manifest: EncoderManifest, *, field: str, wher
     return _with_model(spec, manifest.model, where=where)
 
 
-def _check_evaluation(spec: Labelled, *, has_head: bool) -> None:
+def _check_evaluation(spec: EncoderSpec, *, has_head: bool) -> None:
     """What an evaluation needs, and what it would ignore, depends on whether the model has a head."""
     if not isinstance(spec, EvaluateSpec):
         return
@@ -94,7 +93,7 @@ def _check_evaluation(spec: Labelled, *, has_head: bool) -> None:
         )
 
 
-def _with_model(spec: Labelled, model: ModelConfig, *, where: str) -> Labelled:
+def _with_model(spec: EncoderSpec, model: ModelConfig, *, where: str) -> EncoderSpec:
     try:
         return spec.with_model(model, where=where)
     except ValidationError as error:
@@ -105,7 +104,7 @@ def _with_model(spec: Labelled, model: ModelConfig, *, where: str) -> Labelled:
         raise Invalid("model", str(error)) from None
 
 
-def _from_file(spec: Labelled, path: str, *, sources_are_local: bool) -> Labelled:
+def _from_file(spec: EncoderSpec, path: str, *, sources_are_local: bool) -> EncoderSpec:
     field = "encoder.file"
     if not sources_are_local:
         raise Invalid(field, "this service does not see its workers' disks; put the encoder into object storage and give its artifact")

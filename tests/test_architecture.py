@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("mae_core", "workers", "service")
 CONTROL = {"pydantic"}
-CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "sklearn", "scipy", "safetensors", "yaml"}
+CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "sklearn", "scipy", "safetensors", "yaml", "pyarrow"}
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
@@ -117,7 +117,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_service_loads_neither_torch_nor_ray() -> None:
-    assert loaded_by("import service.app, service.dispatcher, service.cli") & {"torch", "ray", "torchvision", "sklearn"} == set()
+    assert loaded_by("import service.app, service.dispatcher, service.cli") & {"torch", "ray", "torchvision", "sklearn", "pyarrow"} == set()
 
 
 def test_the_client_loads_no_server() -> None:

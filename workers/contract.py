@@ -264,14 +264,14 @@ class TrainingStateManifest(Strict):
 
 
 class EncoderManifest(Strict):
-    """Commits a run's result, a probe's and an evaluation's too: what it is, what made it, its files. Written last, `If-None-Match: *`."""
+    """Commits a run's result, whatever its kind: what it is, what made it, its files. Written last, `If-None-Match: *`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
 
     contract: int = CONTRACT_VERSION
     job: str
     attempt: int
-    kind: Literal["pretrain", "probe", "finetune", "evaluate"]
+    kind: Literal["pretrain", "probe", "finetune", "evaluate", "embed"]
     created_at: datetime
     model: ModelConfig
     normalize: NormalizeConfig
@@ -283,15 +283,20 @@ class EncoderManifest(Strict):
 
 
 def result_prefix(prefix: str, kind: str) -> str:
-    """Where a job's committed result lies, below the job's own prefix: its encoder, a probe's heads, or an evaluation's report."""
+    """Where a job's committed result lies, below the job's own prefix: its encoder, a probe's heads, an evaluation or an embedding."""
     return f"{prefix}{result_artifact(kind)}/"
 
 
-def result_artifact(kind: str) -> Literal["encoder", "probe", "evaluation"]:
+def result_artifact(kind: str) -> Literal["encoder", "probe", "evaluation", "embedding"]:
     """What a run of `kind` is for."""
-    if kind == "evaluate":
-        return "evaluation"
-    return "probe" if kind == "probe" else "encoder"
+    match kind:
+        case "probe":
+            return "probe"
+        case "evaluate":
+            return "evaluation"
+        case "embed":
+            return "embedding"
+    return "encoder"
 
 
 def training_state_prefix(prefix: str) -> str:

@@ -33,6 +33,7 @@ from workers.failures import StorageError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+_CHUNK_BYTES = 2**20
 _MAX_DELETES = 1000  # S3 takes no more in one call
 _RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
 _GIVE_UP_SECONDS = 300.0  # after the first failure of a call; without it, what each try waits itself would make it forty minutes
@@ -94,12 +95,12 @@ class ObjectStore:
 
     def training_states(self, job_prefix: str) -> list[str]:
         """Prefixes of the committed training states, the newest first."""
-        return _committed(self._training_state_keys(job_prefix))
+        return _committed(self.keys(training_state_prefix(job_prefix)))
 
     def fetch_training_state(self, state_prefix: str, folder: Path) -> None:
         """Downloads all files of a committed training state. Raises EncoderError where one is missing or does not match its manifest."""
         try:
-            manifest = TrainingStateManifest.model_validate_json(self._read(state_prefix + MANIFEST))
+            manifest = TrainingStateManifest.model_validate_json(self.read(state_prefix + MANIFEST))
         except ClientError as error:
             raise _told(error, missing=state_prefix + MANIFEST) from error
         except ValidationError as error:
@@ -111,7 +112,7 @@ class ObjectStore:
 
         Raises StorageError where storage keeps some of them, ClientError or BotoCoreError where it does not answer.
         """
-        keys = self._training_state_keys(job_prefix)
+        keys = self.keys(training_state_prefix(job_prefix))
         kept = _committed(keys)[:KEPT_TRAINING_STATES]
         old = [key for key in keys if kept and (_STATE_FOLDER.match(key) and _age(key) < _age(kept[-1]))]
         manifests = [key for key in old if key.endswith(f"/{MANIFEST}")]
@@ -127,7 +128,7 @@ class ObjectStore:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = prefix if prefix.endswith("/") else f"{prefix}/"
         try:
-            manifest = EncoderManifest.model_validate_json(self._read(prefix + MANIFEST, bucket=bucket))
+            manifest = EncoderManifest.model_validate_json(self.read(prefix + MANIFEST, bucket=bucket))
         except ClientError as error:
             raise EncoderError(f"encoder {uri} has no {MANIFEST} ({_code(error)}); name the encoder/ folder of a succeeded job") from error
         except ValidationError as error:
@@ -145,14 +146,38 @@ class ObjectStore:
             if (found := file_entry(path)) != entry:
                 raise EncoderError(f"{prefix}{name} is damaged: it has {found}, its manifest says {entry}")
 
-    def _training_state_keys(self, job_prefix: str) -> list[str]:
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`."""
+
         def list_keys() -> list[str]:
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=training_state_prefix(job_prefix))
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-        return self._persist("list training states", list_keys)
+        return self._persist(f"list {prefix}", list_keys)
 
-    def _read(self, key: str, *, bucket: str | None = None) -> bytes:
+    def entry(self, key: str) -> FileEntry | None:
+        """What an object is now, by all of its bytes; None where it is not there."""
+
+        def read_through() -> FileEntry:
+            sha256, num_bytes = hashlib.sha256(), 0
+            for chunk in self._client.get_object(Bucket=self._bucket, Key=key)["Body"].iter_chunks(_CHUNK_BYTES):
+                sha256.update(chunk)
+                num_bytes += len(chunk)
+            return FileEntry(bytes=num_bytes, sha256=sha256.hexdigest())
+
+        try:
+            return self._persist(f"read {key}", read_through)
+        except ClientError as error:
+            if _code(error) in _MISSING_CODES:
+                return None
+            raise
+
+    def delete(self, key: str) -> None:
+        self._persist(f"delete {key}", lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
+
+    def read(self, key: str, *, bucket: str | None = None) -> bytes:
+        """A small object. Raises ClientError where it is not there."""
+
         def get() -> bytes:
             body: bytes = self._client.get_object(Bucket=bucket or self._bucket, Key=key)["Body"].read()
             return body

@@ -24,12 +24,14 @@ from workers.contract import (
     DesiredState,
     EncoderManifest,
     EventType,
+    FileEntry,
     WorkOrder,
     result_prefix,
 )
 from workers.failures import StaleAttemptError
 from workers.objects import ObjectStore
 from workers.pace import Pace
+from workers.parts import S3Parts
 from workers.provenance import git_revision, versions
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
@@ -100,7 +102,8 @@ class Follower:
 
     def open_run(self) -> tuple[Run, str | None]:
         """The run, taken up from the newest training state, and that state's prefix: the same one on all workers."""
-        run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder())
+        parts = S3Parts(self.store, result_prefix(self.order.prefix, self.order.spec.kind), self.scratch)
+        run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
         taken_up = self._restore(run) if run.resumes else None
         incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]
         self.saver = Saver(
@@ -269,6 +272,7 @@ class Leader(Follower):
         run.write_result(folder)
         prefix = result_prefix(order.prefix, order.spec.kind)
         files = {path.name: self.store.put_file(prefix + path.name, path) for path in sorted(folder.iterdir())}
+        files |= {name: FileEntry(bytes=stored.bytes, sha256=stored.sha256) for name, stored in run.stored.items()}
         manifest = EncoderManifest(
             job=order.job,
             attempt=order.attempt,

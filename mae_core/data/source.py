@@ -95,7 +95,7 @@ def _check_first_image(source: ImageSource) -> None:
 
 def check_same_images(sources: Sequence[ImageSource], world: World) -> None:
     """Raises DataError, on all workers, where they do not see the same images: the order of samples would differ, and their number."""
-    told = world.gather([(len(source.keys), _digest(source)) for source in sources])
+    told = world.gather([(len(source.keys), digest(source)) for source in sources])
     for place, source in enumerate(sources):
         different = [rank for rank, each in enumerate(told) if each[place] != told[0][place]]
         if different:
@@ -106,7 +106,8 @@ def check_same_images(sources: Sequence[ImageSource], world: World) -> None:
             )
 
 
-def _digest(source: ImageSource) -> str:
+def digest(source: ImageSource) -> str:
+    """Of the names of its images and classes, in order."""
     names = "\0".join([*source.keys, "", *source.classes])
     return hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 

@@ -32,7 +32,7 @@ def submit_job(
 def list_jobs(
     database: DatabaseDep,
     status: JobStatus | None = None,
-    kind: Literal["pretrain", "probe", "finetune", "evaluate"] | None = None,
+    kind: Literal["pretrain", "probe", "finetune", "evaluate", "embed"] | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
     cursor: str | None = None,
 ) -> Response:

@@ -75,8 +75,8 @@ def spec_of(kind: str, source: Path | str, **changes: Any) -> Spec:
         spec |= {"masking": {"ratio": 0.5}, "decoder": {"depth": 1, "width": 32}}
     else:
         spec["encoder"] = {"init": "random"}
-        spec["data"] |= {"validation_fraction": 0.25}
-    if kind == "evaluate":
+        spec["data"] |= {"validation_fraction": 0.25} if kind != "embed" else {}
+    if kind in ("evaluate", "embed"):
         del spec["optim"]
     for name, value in changes.items():
         spec[name] = {**spec.get(name, {}), **value} if isinstance(value, dict) and name != "encoder" else value

@@ -80,6 +80,14 @@ def test_an_evaluation_may_be_of_one_class(tmp_path: Path) -> None:
         check_sources(RUN_SPEC.validate_python(evaluate))
 
 
+def test_images_to_embed_need_no_labels(tmp_path: Path) -> None:
+    embed = {"kind": "embed", "name": "e", "encoder": {"init": "random"}, "model": RGB, "data": {"source": str(tmp_path)}}
+    with pytest.raises(Invalid, match="holds no images"):
+        check_sources(RUN_SPEC.validate_python(embed))
+    image(tmp_path / "x.png")
+    check_sources(RUN_SPEC.validate_python(embed))
+
+
 def test_labels_of_evaluations_during_a_pretraining(tmp_path: Path) -> None:
     def check_labelled(source: Path, **data: Any) -> None:
         labelled = {"source": str(source), **(data or {"validation_fraction": 0.2})}

@@ -107,6 +107,22 @@ def test_a_fine_tuned_model_is_evaluated(client: TestClient, service: Service, f
     assert [job["id"] for job in client.get("/v1/jobs", params={"kind": "evaluate", "status": "succeeded"}).json()["jobs"]] == [job_id]
 
 
+def test_an_encoder_embeds(client: TestClient, service: Service, pretrained: str, finetuned: str) -> None:
+    embed = {"kind": "embed", "name": "digits-features", "data": {"source": "digits"}, "pooling": "tokens"}
+    answer = client.post("/v1/jobs", json=embed | {"encoder": {"job": pretrained}})
+    assert answer.status_code == 201, answer.text
+    spec = answer.json()["spec"]
+    assert (spec["model"]["arch"], spec["encoder"]["artifact"]) == ("vit_tiny_patch2", f"s3://maestro/jobs/{pretrained}/encoder/")
+    assert (spec["pooling"], spec["dtype"], spec["batch_size"]) == ("tokens", "float32", None)
+    job_id = succeed(service, answer.json()["id"])
+    assert service.job(job_id).result_uri == f"s3://maestro/jobs/{job_id}/embedding/"
+    artifacts = client.get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
+    assert {artifact["kind"] for artifact in artifacts if artifact["name"].startswith("embedding/")} == {"embedding"}
+    assert [job["id"] for job in client.get("/v1/jobs", params={"kind": "embed"}).json()["jobs"]] == [job_id]
+    told = error(client.post("/v1/jobs", json=embed | {"encoder": {"job": finetuned}}))
+    assert told == ("encoder.job", f"job {finetuned} is of kind finetune; name a pretrain job, or give the encoder as an artifact")
+
+
 @pytest.mark.parametrize(("field", "value"), [("knn", 20), ("pooling", "cls")])
 def test_what_a_fine_tuned_model_would_ignore(client: TestClient, finetuned: str, field: str, value: Any) -> None:
     told = error(evaluate(client, encoder={"job": finetuned}, **{field: value}))
