@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint_stall, cifar10
+from benchmarks import checkpoint_stall, cifar10, embed
+from mae_core.options import ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
 from workers.contract import StorageRef
@@ -36,3 +37,15 @@ def test_checkpoint_stall(seaweedfs: Seaweedfs, bucket: str, tmp_path: Path, mon
     assert line["ratio"] == line["ours"] / line["peer"]
     assert 0 < line["wait_seconds_per_save"]["beside"]["max"] < line["save_seconds"]["beside"]["max"]
     assert len(seaweedfs.client().list_objects_v2(Bucket=bucket)["Contents"]) == 4  # two states of a file and a manifest are kept
+
+
+def test_embed(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "DATA", data_dir)
+    model = ModelConfig(arch="vit_tiny_patch16", image_size=32)
+    (tmp_path / "encoder").mkdir()
+    line = embed.compare(tmp_path / "encoder", model=model, batch_size=2, rounds=2)
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert line["cpu"]["ratio"] == line["cpu"]["ours"] / line["cpu"]["peer"]
+    whole = embed.whole_path(embed.photos(tmp_path / "photos", 5), tmp_path / "parts", model=model, batch_size=2)
+    assert whole["images"] == 5
+    assert (tmp_path / "parts" / "part-00000.parquet").exists()

@@ -26,6 +26,7 @@ from workers import objects
 from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder
 from workers.failures import StorageError
 from workers.objects import ObjectStore, state_folder
+from workers.parts import S3Parts
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.saver import Saver
@@ -239,3 +240,23 @@ def test_a_refusal_is_not_repeated(store: ObjectStore, seaweedfs: Seaweedfs) -> 
     other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), lambda _: pytest.fail("repeated"))
     with pytest.raises(ClientError, match="NoSuchBucket"):
         other.training_states(PREFIX)
+
+
+def test_parts_of_an_embedding(
+    store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_CHUNK_BYTES", 4)
+    parts = S3Parts(store, f"{PREFIX}embedding/", tmp_path)
+    (tmp_path / ".part").write_bytes(b"features")
+    assert (parts.names(), parts.fingerprint("part")) == ([], None)
+    stored = parts.put("part", tmp_path / ".part")
+    assert (stored.bytes, stored) == (8, parts.fingerprint("part"))
+    assert not (tmp_path / ".part").exists()
+    assert (parts.names(), parts.read("part")) == (["part"], b"features")
+    seaweedfs.client().put_object(Bucket=bucket, Key=f"{PREFIX}embedding/part", Body=b"featurez")
+    damaged = parts.fingerprint("part")
+    assert damaged is not None
+    assert damaged.bytes == 8
+    assert damaged.sha256 != stored.sha256
+    parts.delete("part")
+    assert keys(seaweedfs, bucket) == []

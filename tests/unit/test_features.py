@@ -70,6 +70,20 @@ def test_features_are_the_pooled_tokens_of_centre_crops(encoder: Encoder, poolin
     torch.testing.assert_close(features.features_ND, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_on_cpus_a_few_images_are_encoded_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, is_sharded: bool) -> None:
+    """Not so by a sharded encoder, which all workers must call equally often."""
+    whole, *_ = encoded(encoder)
+    seen: list[int] = []
+    encoder.register_forward_pre_hook(lambda module, images: seen.append(len(images[0])))
+    monkeypatch.setattr("mae_core.features._NUMBERS_IN_CACHE", 3 * 5 * SHALLOW[0])
+    if is_sharded:
+        monkeypatch.setattr("mae_core.features.FSDPModule", Encoder)
+    by_few, *_ = encoded(encoder)
+    assert seen == ([3, 4, 3, 1] if is_sharded else [3, 3, 1, 3, 1])
+    torch.testing.assert_close(by_few.features_ND, whole.features_ND, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_workers", [2, 3, 5])
 def test_any_number_of_workers_has_the_same_features_bit_for_bit(encoder: Encoder, num_workers: int) -> None:
     alone, _, all_skipped = encoded(encoder)

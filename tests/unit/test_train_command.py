@@ -336,3 +336,26 @@ def test_as_a_program_it_fails_without_a_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.fullmatch(rf"error: data: the folder {tmp_path}/nowhere does not exist .*\n", done.stderr)
+
+
+def test_an_embedding_goes_on_with_the_part_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path / "images")
+    embed = {
+        "kind": "embed",
+        "name": "features",
+        "encoder": {"init": "random"},
+        "model": {"arch": "vit_tiny_patch4", "image_size": 8},
+        "data": {"source": str(tmp_path / "images")},
+        "batch_size": 4,
+        "images_per_part": 8,
+    }
+    (tmp_path / "embed.yaml").write_text(yaml.safe_dump(embed))
+    result = tmp_path / "out" / "result"
+    interrupted(tmp_path / "embed.yaml", tmp_path / "out", at=3, monkeypatch=monkeypatch)
+    [part] = result.glob("*.parquet")
+    before = part.stat().st_ino
+    assert run(tmp_path / "embed.yaml", tmp_path / "out") == 0
+    assert [path.name for path in sorted(result.glob("*.parquet"))] == ["part-00000.parquet", "part-00001.parquet"]
+    assert part.stat().st_ino == before
+    assert json.loads((result / "metrics.json").read_text()) == {"num_images": 16, "num_unreadable": 0, "dim": SHALLOW[0]}
+    assert json.loads((result / "embedding.json").read_text())["shape"] == [SHALLOW[0]]
