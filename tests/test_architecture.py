@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("mae_core", "workers", "service")
 CONTROL = {"pydantic"}
-CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "sklearn", "scipy", "safetensors", "yaml", "pyarrow"}
+CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplejpeg", "sklearn", "scipy", "safetensors", "yaml", "pyarrow"}
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),

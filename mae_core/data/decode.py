@@ -3,7 +3,11 @@
 Shapes: H and W pixels, C channels.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PixelArray = NDArray[np.uint8 | np.uint16 | np.float32]
-Pixels = Image.Image | PixelArray
+from mae_core.data.jpeg import JpegHeader, decode_rows, read_header
 
-_NPY, _PNG = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"
+PixelArray = NDArray[np.uint8 | np.uint16 | np.float32]
+
+_NPY, _PNG, _JPEG = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_DEPTH = 24  # the byte of the header chunk that says bits for each channel
 _MODES = {1: "L", 3: "RGB"}
@@ -39,34 +44,91 @@ class UnfitImage(UnreadableImage):
     """An image that is whole, but not what the model takes: its channels or its type of number. Most likely all are like this."""
 
 
-def read_image(path: Path, in_chans: int) -> Pixels:
-    """The image in `in_chans` channels, upright: a PIL image where it has 8 bits and 1 or 3 channels, else an array (H, W, C).
+@dataclass(frozen=True, eq=False)
+class JpegImage:
+    """An upright JPEG in colour, decoded when its pixels are asked for, and no more of it than that needs."""
 
-    Arrays are uint8, uint16 or float32: other types become float32 where it holds them exactly (float64: rounded). Between grey and colour,
-    8-bit images are converted as Pillow does; 16-bit and float ones only from grey to colour; an alpha channel is left out where the model
-    has none. Arrays in `.npy` are (H, W), (H, W, C) or (C, H, W).
+    path: Path
+    header: JpegHeader
+    data: bytes
 
-    Raises UnfitImage where the channels or the type do not fit, UnreadableImage where the file cannot be decoded or has NaN or infinite
-    pixels.
-    """
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, as of PIL images."""
+        return self.header.width, self.header.height
+
+    def rows(self, bottom: int, *, shrink: int = 1) -> NDArray[np.uint8]:
+        """The image down to the row `bottom`, not included: (H, W, 3), each side divided by `shrink` and rounded up.
+
+        `shrink` is 1 or one of `jpeg.SHRINKS`. Raises UnreadableImage where the file cannot be decoded.
+        """
+        try:
+            return decode_rows(self.data, self.header, bottom, shrink=shrink)
+        except ValueError:
+            return np.asarray(self.by_pillow().reduce(shrink))[: math.ceil(bottom / shrink)]
+
+    def whole(self) -> Image.Image:
+        """All of it. Raises UnreadableImage where the file cannot be decoded."""
+        return Image.fromarray(self.rows(self.header.height))
+
+    def by_pillow(self) -> Image.Image:
+        """All of it, decoded by Pillow, whose word is the last on what can be read and on why not. Raises UnreadableImage."""
+        with _named(self.path):
+            return _read_by_pillow(BytesIO(self.data), 3)  # type: ignore[return-value]  # JPEGs in 3 channels are PIL images
+
+
+Pixels = Image.Image | PixelArray | JpegImage
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever goes wrong becomes an UnreadableImage that names the file."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_PNG_DEPTH + 1)
-            file.seek(0)
-            if head.startswith(_PNG) and head[_PNG_DEPTH:] == b"\x10":
-                return _fitted(*_read_png_of_16_bits(file), in_chans)
-            if head.startswith(_TIFF) and (decoded := _read_tiff(file, in_chans)) is not None:
-                return _fitted(*decoded, in_chans)
-            if head.startswith(_NPY):
-                return _fitted(_channels_last(np.lib.format.read_array(file, allow_pickle=False), in_chans), False, in_chans)
-            file.seek(0)
-            return _read_by_pillow(file, in_chans)
+        yield
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{path}: cannot identify the format of this image; is it one?") from error
     except UnreadableImage as error:
         raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # a broken file makes decoders raise almost anything
         raise UnreadableImage(f"{path}: {error or type(error).__name__}") from error
+
+
+def read_image(path: Path, in_chans: int) -> Pixels:
+    """The image in `in_chans` channels, upright: a PIL image where it has 8 bits and 1 or 3 channels, else an array (H, W, C).
+
+    A JPEG in colour is not decoded yet: damage inside of it is told when its pixels are asked for. Arrays are uint8, uint16 or float32:
+    other types become float32 where it holds them exactly (float64: rounded). Between grey and colour, 8-bit images are converted as Pillow
+    does; 16-bit and float ones only from grey to colour; an alpha channel is left out where the model has none. Arrays in `.npy` are
+    (H, W), (H, W, C) or (C, H, W).
+
+    Raises UnfitImage where the channels or the type do not fit, UnreadableImage where the file cannot be decoded or has NaN or infinite
+    pixels.
+    """
+    with _named(path):
+        data = path.read_bytes()
+        if data.startswith(_JPEG) and in_chans == 3 and (jpeg := _open_jpeg(path, data)) is not None:
+            return jpeg
+        file = BytesIO(data)
+        if data.startswith(_PNG) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
+            return _fitted(*_read_png_of_16_bits(file), in_chans)
+        if data.startswith(_TIFF) and (decoded := _read_tiff(file, in_chans)) is not None:
+            return _fitted(*decoded, in_chans)
+        if data.startswith(_NPY):
+            return _fitted(_channels_last(np.lib.format.read_array(file, allow_pickle=False), in_chans), False, in_chans)
+        file.seek(0)
+        return _read_by_pillow(file, in_chans)
+
+
+def _open_jpeg(path: Path, data: bytes) -> JpegImage | None:
+    """None: it lies on its side, is too large to be meant, or is of a kind that Pillow alone knows, such as CMYK or half a file."""
+    header = read_header(data)
+    if header is None or (Image.MAX_IMAGE_PIXELS is not None and header.width * header.height > Image.MAX_IMAGE_PIXELS):
+        return None
+    if header.has_metadata:
+        with Image.open(BytesIO(data)) as image:
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                return None
+    return JpegImage(path, header, data)
 
 
 def _read_by_pillow(file: BinaryIO, in_chans: int) -> Pixels:

@@ -33,7 +33,8 @@ _MAX_SUBSTITUTES = 100
 
 
 class Batch(NamedTuple):
-    """pixels_BHWC: uint8, or float32 as `normalise` takes it. samples_B: int64 indices into the source. labels_B: int64, -1 without labels.
+    """pixels_BHWC: uint8, or float32 as `normalise` takes it, in memory channel by channel. samples_B: int64 indices into the source.
+    labels_B: int64, -1 without labels.
 
     Where an image could not be read, all three are those of its substitute.
     """
@@ -233,7 +234,12 @@ def _batch(source: ImageSource, images: list[_Read]) -> Batch:
     pixels = [image.pixels_HWC for image in images]
     if len({array.dtype for array in pixels}) > 1:
         pixels = [as_floats(array) for array in pixels]
-    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(samples), torch.tensor(labels))
+    return Batch(stacked(pixels), torch.tensor(samples), torch.tensor(labels))
+
+
+def stacked(pixels: list[ModelPixels]) -> Tensor:
+    """(H, W, C) each → (B, H, W, C), in memory channel by channel, as training crops are and `normalise` makes them."""
+    return torch.from_numpy(np.stack([array.transpose(2, 0, 1) for array in pixels])).permute(0, 2, 3, 1)
 
 
 def measured_batches(

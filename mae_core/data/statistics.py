@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_core.data.decode import Pixels, UnreadableImage
+from mae_core.data.decode import JpegImage, Pixels, UnreadableImage
 from mae_core.data.loader import SkippedImages
 from mae_core.data.source import ImageSource
 from mae_core.errors import DataError
@@ -55,7 +55,7 @@ def channel_statistics(
 
 def _moments(image: Pixels) -> NDArray[np.float64]:
     """The channels' means, then their variances: (2 C,)."""
-    pixels = np.atleast_3d(np.asarray(image))
+    pixels = np.atleast_3d(np.asarray(image.whole() if isinstance(image, JpegImage) else image))
     largest = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
     planes = [pixels[:, :, channel].astype(np.float64) / largest for channel in range(pixels.shape[2])]
     return np.array([plane.mean() for plane in planes] + [plane.var() for plane in planes])

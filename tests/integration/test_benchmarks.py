@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint_stall, cifar10, embed
+from benchmarks import checkpoint_stall, cifar10, embed, images
 from mae_core.options import ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
@@ -49,3 +49,12 @@ def test_embed(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     whole = embed.whole_path(embed.photos(tmp_path / "photos", 5), tmp_path / "parts", model=model, batch_size=2)
     assert whole["images"] == 5
     assert (tmp_path / "parts" / "part-00000.parquet").exists()
+
+
+def test_images(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "DATA", data_dir)
+    line = images.measure(images.unpacked(tmp_path, num_images=4), num_rounds=1)
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert {"ours", line["peer_name"], *line["others"]} == set(images.WAYS)
+    assert min(line["others"].values()) > 0
+    assert line["differences"]["ours"]["worst"] < line["differences"][line["peer_name"]]["mean"]
