@@ -268,7 +268,8 @@ class EmbedSpec(EncoderRun):
     """Features of all images of `data.source`, with labels or without, as Parquet.
 
     `tokens` are those of the patches, without the class token. Images lie in parts of `images_per_part`, in whole batches: what a killed
-    run has to encode again is at most a part for each worker.
+    run has to encode again is at most a part for each worker. A resumed run knows images by their
+    names: one that was changed under its name is not encoded again.
     """
 
     kind: Literal["embed"]

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pytest
+from typer.testing import CliRunner
 
 from mae_core.config import RUN_SPEC
 from mae_core.parts import FolderParts
 from mae_core.runs import open_run
 from mae_core.world import World
+from service.cli import app
 from service.up import BUCKET
 from tests.conftest import LiveService
 from tests.integration.runs import Json, events_of, train_workers, wait_for, wait_for_end
+from workers.contract import EncoderManifest
 
 NUM_IMAGES, NUM_PARTS = 1797, 57
 SPEC: Json = {
@@ -35,7 +39,7 @@ def stored(live_service: LiveService, job: str) -> dict[str, tuple[str, datetime
     return {name: told for name, told in objects.items() if name.endswith(".parquet") and name.replace("parquet", "json") in objects}
 
 
-def test_a_killed_worker_costs_no_part_that_is_stored(live_service: LiveService, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_part_that_is_stored(live_service: LiveService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = live_service.client
     job = client.submit(SPEC)["id"]
     wait_for(lambda: len(stored(live_service, job)) >= 8, seconds=180, what="some parts")
@@ -56,7 +60,13 @@ def test_a_killed_worker_costs_no_part_that_is_stored(live_service: LiveService,
     assert speeds["steps"][-1] == 225
     assert min(speeds["values"]) > 0
 
-    manifest, folder = client.download_result(job, tmp_path / "features")  # which checks every SHA-256
+    folder = tmp_path / "features"
+    monkeypatch.setenv("MAESTRO_URL", live_service.url)
+    monkeypatch.setenv("MAESTRO_TOKEN", live_service.home.secrets().api_token)
+    fetched = CliRunner().invoke(app, ["fetch", job, "--to", str(folder)])  # which checks every SHA-256
+    assert fetched.exit_code == 0, fetched.output
+    assert "read it with: pandas.read_parquet(" in fetched.output
+    manifest = EncoderManifest.model_validate_json((folder / "manifest.json").read_bytes())
     assert {artifact["kind"] for artifact in client.artifacts(job) if artifact["name"].startswith("embedding/")} == {"embedding"}
     assert set(manifest.files) == {"embedding.json", *after}
     table = pandas.read_parquet(sorted(folder.glob("*.parquet")))
