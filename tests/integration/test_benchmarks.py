@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint_stall, cifar10, embed, images
+from benchmarks import checkpoint_stall, cifar10, embed, images, start_up
 from mae_core.options import ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
@@ -16,14 +16,9 @@ def test_cifar10(live_service: LiveService, data_dir: Path, tmp_path: Path, monk
     folders = cifar10.prepare(tmp_path, num_train=8, num_labelled=4, num_test=4)
     assert {name: len(list(folder.rglob("*.jpg"))) for name, folder in folders.items()} == {"train": 80, "labelled": 40, "test": 40}
     jobs = cifar10.compare(live_service.client, folders, epochs=2, finetune_epochs=2, batch_size=16)
-    accuracy, *start_ups = cifar10.lines(live_service.client, jobs)
+    accuracy = cifar10.line(jobs)
     assert accuracy["ours"] == jobs["finetune"]["metrics"]["val_accuracy"]
     assert accuracy["peer"] == jobs["scratch"]["metrics"]["val_accuracy"]
-    assert [line["kind"] for line in start_ups] == ["pretrain", "finetune", "finetune"]
-    for line in start_ups:
-        stages = list(line["stages"].values())
-        assert stages == sorted(stages)
-        assert 0 <= stages[0] < stages[-1] == line["value"]
 
 
 def test_checkpoint_stall(seaweedfs: Seaweedfs, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +53,13 @@ def test_images(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {"ours", line["peer_name"], *line["others"]} == set(images.WAYS)
     assert min(line["others"].values()) > 0
     assert line["differences"]["ours"]["worst"] < line["differences"][line["peer_name"]]["mean"]
+
+
+def test_start_up(live_service: LiveService, tmp_path: Path) -> None:
+    line = start_up.measure(live_service.installation, live_service.client, tmp_path, num_workers=1, repeats=1, num_unmeasured=0)
+    assert line["ratio"] == line["ours"] / line["peer"]
+    for side, stages in line["stages"].items():
+        seconds = list(stages.values())
+        assert seconds == sorted(seconds)
+        assert 0 < seconds[0] < seconds[-1] == line[side]
+    assert list(line["stages"]["ours"]) == list(start_up.STAGES)
