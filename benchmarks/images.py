@@ -8,6 +8,7 @@ behind a whole decode, in steps of 255: their mean, and the mean of the image th
 import argparse
 import json
 import os
+import random
 import statistics
 import tarfile
 import tempfile
@@ -73,6 +74,10 @@ def _fast(data: bytes) -> Crop:
     return simplejpeg.decode_jpeg(data, fastdct=True)  # type: ignore[no-any-return]
 
 
+def _exact(data: bytes) -> Crop:
+    return simplejpeg.decode_jpeg(data)  # type: ignore[no-any-return]
+
+
 def _decode_by_cv2(data: bytes) -> Crop:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
 
@@ -94,6 +99,7 @@ WAYS: dict[str, Way] = {
     "ours": ours,
     PEER: by_torch(_fast, "bilinear"),
     "simplejpeg (fast DCT) + torch bicubic, antialiased": by_torch(_fast, "bicubic"),
+    "simplejpeg + torch bicubic, antialiased": by_torch(_exact, "bicubic"),
     "simplejpeg (fast DCT) + cv2 area": by_cv2(_fast, cv2.INTER_AREA),
     "simplejpeg (fast DCT) + cv2 linear, not antialiased": by_cv2(_fast, cv2.INTER_LINEAR),
     "cv2 linear, not antialiased": by_cv2(_decode_by_cv2, cv2.INTER_LINEAR),
@@ -102,16 +108,17 @@ WAYS: dict[str, Way] = {
 
 
 def measure(paths: list[Path], *, num_rounds: int) -> dict[str, Any]:
-    """The JSON line of `num_rounds` times all `paths` by each way, batch by batch in turn, behind a round that does not count."""
+    """The JSON line of `num_rounds` times all `paths` by each way, batch by batch in changing turns, behind a round that does not count."""
     uniforms = np.random.default_rng(0).random((len(paths), NUMBERS_PER_CROP), dtype=np.float32)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(1 + num_rounds):
         taken = dict.fromkeys(WAYS, 0.0)
         for first in range(0, len(paths), _BATCH):
-            chosen = slice(first, first + _BATCH)
-            for name, way in WAYS.items():
+            chosen, names = slice(first, first + _BATCH), list(WAYS)
+            random.shuffle(names)  # what ran before leaves its mark on caches and memory
+            for name in names:
                 started = time.process_time()
-                _batch(way, paths[chosen], uniforms[chosen])
+                _batch(WAYS[name], paths[chosen], uniforms[chosen])
                 taken[name] += time.process_time() - started
         if number:
             for name in WAYS:

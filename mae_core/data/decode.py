@@ -105,7 +105,8 @@ def read_image(path: Path, in_chans: int) -> Pixels:
     pixels.
     """
     with _named(path):
-        data = path.read_bytes()
+        with path.open("rb", buffering=0) as unbuffered:
+            data = unbuffered.read()
         if data.startswith(_JPEG) and in_chans == 3 and (jpeg := _open_jpeg(path, data)) is not None:
             return jpeg
         file = BytesIO(data)
