@@ -22,7 +22,7 @@ from mae_core.loop import Progress, Training, WantsStop
 from mae_core.optim import probe_optimizer
 from mae_core.options import ProbeOptim
 from mae_core.parallel import grad_norm
-from mae_core.rounds import newly_skipped, told_in_rounds
+from mae_core.rounds import Round, newly_skipped, told_in_rounds
 from mae_core.run import TrainedRun, seeded, starting_encoder
 from mae_core.vit import pool
 from mae_core.world import World, autocast
@@ -144,7 +144,7 @@ class AugmentedProbeRun(TrainedRun):
         yield Progress(training.step, training.num_steps, epochs, skipped=new, evaluated={"val_accuracy": measured})
         return False
 
-    def _encode_held_back(self, skipped: SkippedImages) -> Generator[None, None, Features]:
+    def _encode_held_back(self, skipped: SkippedImages) -> Generator[Round, None, Features]:
         return encode_features(
             self._encoder,
             self._data.validation_source,

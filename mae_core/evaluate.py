@@ -1,5 +1,6 @@
 """Accuracy on images that a model was not trained on, shared between the workers; and the run that measures it."""
 
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mae_core.errors import EncoderError
 from mae_core.loop import CanSave, Progress, WantsStop, always, check_skipped
 from mae_core.options import NormalizeConfig
 from mae_core.report import Tally
-from mae_core.rounds import measured_rounds, newly_skipped, stop_agreed
+from mae_core.rounds import measured_rounds, newly_skipped, stop_and_wait
 from mae_core.run import Run
 from mae_core.scorers import HeadScorer, KnnScorer, Scorer
 from mae_core.world import World
@@ -69,11 +70,15 @@ class EvaluateRun(Run):
 
     def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:
         tally, num_rounds = Tally(self._scorer.classes, self._world.device), self._scorer.num_rounds
-        for done, scored in enumerate(self._scorer.rounds(), start=1):
-            if scored is not None:
-                tally.add(*scored)
-            skipped, stop = newly_skipped(self._skipped, self._world), stop_agreed(wants_stop, self._world)
-            yield Progress(done, num_rounds, done / num_rounds, skipped=skipped, stop_agreed=stop)
+        started = time.monotonic()
+        for done, told in enumerate(self._scorer.rounds(), start=1):
+            if told.scored is not None:
+                tally.add(*told.scored)
+            skipped, (stop, waited) = newly_skipped(self._skipped, self._world), stop_and_wait(wants_stop, told.wait_seconds, self._world)
+            seconds = max(time.monotonic() - started, 1e-9)
+            points = [(done, {"data_wait": waited / seconds})]
+            yield Progress(done, num_rounds, done / num_rounds, points, skipped, stop_agreed=stop)
+            started = time.monotonic()
             if stop:
                 return
         self._report = tally.report(self._world)

@@ -16,7 +16,7 @@ from mae_core.data.source import ImageSource
 from mae_core.errors import EncoderError
 from mae_core.loop import check_skipped
 from mae_core.options import NormalizeConfig
-from mae_core.rounds import measured_rounds
+from mae_core.rounds import Round, measured_rounds
 from mae_core.vit import Encoder, pool
 from mae_core.world import World
 
@@ -59,7 +59,7 @@ def encode_features(
     skipped: SkippedImages,
     max_corrupt_fraction: float,
     section: str = "data",
-) -> Generator[None, None, Features]:
+) -> Generator[Round, None, Features]:
     """Encodes each image of `members` once, centre-cropped, the workers taking turns; yields after each round.
 
     The encoder is in eval mode afterwards; its parameters are never touched, only its forward. The features are the same on all workers
@@ -81,7 +81,7 @@ def encode_features(
     ):
         features_ND[measured.places_B] = measured.outputs
         readable_N[measured.places_B] = 1
-        yield
+        yield Round(measured.wait_seconds)
     features_ND, readable_N = world.sum(features_ND), world.sum(readable_N)
     num_unread = len(members) - int(readable_N.sum())
     check_skipped(num_unread, of=len(members), max_fraction=max_corrupt_fraction, example="see the images_skipped events", section=section)

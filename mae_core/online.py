@@ -12,6 +12,7 @@ from mae_core.head import ProbeHead, head_accuracy, train_head
 from mae_core.knn import knn_rounds
 from mae_core.options import EvaluationConfig, NormalizeConfig, ProbeOptim
 from mae_core.report import Tally
+from mae_core.rounds import Round
 from mae_core.vit import Encoder
 from mae_core.world import World
 
@@ -28,7 +29,7 @@ def online_evaluation(
     world: World,
     num_threads: int,
     skipped: SkippedImages,
-) -> Generator[None, None, dict[str, float]]:
+) -> Generator[Round | None, None, dict[str, float]]:
     """`knn_accuracy` and `probe_accuracy` in [0, 1] on the held-back images, as `config` asks; NaN where the encoder or the probe diverged.
 
     All workers call it, and all get the same; it yields after each round and each epoch of the probe, on all of them. It draws no global

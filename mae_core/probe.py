@@ -4,6 +4,7 @@ Every image is encoded once, centre-cropped, by the workers together; then each 
 """
 
 import statistics
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mae_core.features import Features, encode_features
 from mae_core.head import ProbeHead, head_accuracy, steps_per_epoch, train_head
 from mae_core.loop import CanSave, Progress, WantsStop, always
 from mae_core.options import NormalizeConfig
-from mae_core.rounds import newly_skipped, stop_agreed
+from mae_core.rounds import Round, newly_skipped, stop_agreed, stop_and_wait
 from mae_core.run import Run, starting_encoder
 from mae_core.vit import Encoder
 from mae_core.world import World
@@ -46,9 +47,9 @@ class Probe:
         optim, num_seeds = self._spec.optim, self._spec.num_seeds
         if self._features is None:
             num_steps = optim.epochs * steps_per_epoch(optim, len(self._data.train))
-            for _ in self._encode():
-                skipped, stop = newly_skipped(self._skipped, self._world), stop_agreed(wants_stop, self._world)
-                yield Progress(num_steps * place, num_steps * num_seeds, 0.0, skipped=skipped, stop_agreed=stop)
+            for skipped, data_wait, stop in self._encoded(wants_stop):
+                points = [(num_steps * place, {"data_wait": data_wait})]  # of the encoding up to here
+                yield Progress(num_steps * place, num_steps * num_seeds, 0.0, points, skipped, stop_agreed=stop)
                 if stop:
                     return
         assert self._features is not None
@@ -65,7 +66,15 @@ class Probe:
             yield Progress(step, num_steps * num_seeds, float(epoch), points, evaluated=evaluated, stop_agreed=stop)
         self.heads.append(head)
 
-    def _encode(self) -> Generator[None]:
+    def _encoded(self, wants_stop: WantsStop) -> Iterator[tuple[dict[str, str], float, bool]]:
+        """Fills the features. After each round: newly skipped images, the share of the time waited for images, and whether to stop."""
+        started, waited = time.monotonic(), 0.0
+        for told in self._encode():
+            stop, waited_now = stop_and_wait(wants_stop, told.wait_seconds, self._world)
+            waited += waited_now
+            yield newly_skipped(self._skipped, self._world), waited / max(time.monotonic() - started, 1e-9), stop
+
+    def _encode(self) -> Generator[Round]:
         """Fills the features, yielding after each round."""
         data, parts = self._data, []
         for source, members in ((data.train_source, data.train), (data.validation_source, data.validation)):

@@ -36,6 +36,13 @@ class Measured(NamedTuple):
     wait_seconds: float
 
 
+class Round(NamedTuple):
+    """What is told of a round. wait_seconds: how long this worker waited for its images. scored: scores_BK and labels_B, if any."""
+
+    wait_seconds: float
+    scored: tuple[Tensor, Tensor] | None = None
+
+
 def batch_size(model: ModelConfig) -> int:
     """Images that a worker takes in one round. It depends on nothing but the model: rounding does, too."""
     return max(1, min(_MAX_BATCH, _MAX_TOKENS // model.num_patches))
@@ -97,10 +104,18 @@ def newly_skipped(skipped: SkippedImages, world: World) -> dict[str, str]:
 
 def stop_agreed(wants_stop: WantsStop, world: World) -> bool:
     """Whether any worker wants to stop; the same on all workers, who all must call."""
-    return world.sum(torch.tensor([float(wants_stop())], device=world.device)).item() > 0
+    return stop_and_wait(wants_stop, 0.0, world)[0]
 
 
-def told_in_rounds(measuring: Generator[None, None, T], training: Training, wants_stop: WantsStop) -> Generator[Progress, None, T | None]:
+def stop_and_wait(wants_stop: WantsStop, wait_seconds: float, world: World) -> tuple[bool, float]:
+    """Whether any worker wants to stop, and the mean of their `wait_seconds`; the same on all workers, who all must call."""
+    stops, waited = world.sum(torch.tensor([float(wants_stop()), wait_seconds], device=world.device)).tolist()
+    return stops > 0, waited / world.size
+
+
+def told_in_rounds(
+    measuring: Generator[Round | None, None, T], training: Training, wants_stop: WantsStop
+) -> Generator[Progress, None, T | None]:
     """What `measuring` finds between two steps of `training`; None where the workers agreed to stop before. Tells progress by the round."""
     epoch = training.step / training.loader.steps_per_epoch
     while True:

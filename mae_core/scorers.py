@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mae_core.config import EvaluateSpec
 from mae_core.data.loader import SkippedImages
@@ -19,11 +18,9 @@ from mae_core.errors import DataError, SpecError
 from mae_core.features import Features, encode_features
 from mae_core.knn import TEMPERATURE, knn_rounds, num_knn_rounds
 from mae_core.options import ModelConfig, NormalizeConfig
-from mae_core.rounds import measured_rounds, num_rounds
+from mae_core.rounds import Round, measured_rounds, num_rounds
 from mae_core.run import starting_encoder
 from mae_core.world import World
-
-Scored = tuple[Tensor, Tensor]  # scores_BK, labels_B
 
 
 class Scorer(ABC):
@@ -41,8 +38,8 @@ class Scorer(ABC):
         self._skipped = skipped
 
     @abstractmethod
-    def rounds(self) -> Iterator[Scored | None]:
-        """Scores of this worker's images, a round at a time; None after a round that only prepares. Raises DataError, EncoderError."""
+    def rounds(self) -> Iterator[Round]:
+        """Scores of this worker's images, a round at a time; none after a round that only prepares. Raises DataError, EncoderError."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -69,7 +66,7 @@ class HeadScorer(Scorer):
         self.num_images = len(self._members)
         self.num_rounds = num_rounds(self.num_images, self.model, world)
 
-    def rounds(self) -> Iterator[Scored]:
+    def rounds(self) -> Iterator[Round]:
         labels_N = self._labels_N.to(self._world.device)
         for measured in measured_rounds(
             self._classifier,
@@ -81,7 +78,7 @@ class HeadScorer(Scorer):
             num_threads=self._spec.resources.cpus_per_worker,
             skipped=self._skipped,
         ):
-            yield measured.outputs, labels_N[measured.places_B]
+            yield Round(measured.wait_seconds, (measured.outputs, labels_N[measured.places_B]))
 
     def settings(self) -> dict[str, Any]:
         return {"classifier": "head", "pooling": self._classifier.pooling}
@@ -119,14 +116,15 @@ class KnnScorer(Scorer):
         parts = (len(self._data.train), self.num_images)
         self.num_rounds = sum(num_rounds(part, self.model, world) for part in parts) + num_knn_rounds(self.num_images, world)
 
-    def rounds(self) -> Iterator[Scored | None]:
+    def rounds(self) -> Iterator[Round]:
         train = yield from self._encode(self._data.train_source, self._data.train)
         held_back = yield from self._encode(self._data.validation_source, self._data.validation)
         if not len(train.labels_N):
             raise DataError("data: none of the images to compare with can be read")
-        yield from knn_rounds(train, held_back, k=self._spec.knn, num_classes=len(self.classes), world=self._world)
+        for scored in knn_rounds(train, held_back, k=self._spec.knn, num_classes=len(self.classes), world=self._world):
+            yield Round(0.0, scored)
 
-    def _encode(self, source: ImageSource, members: list[int]) -> Generator[None, None, Features]:
+    def _encode(self, source: ImageSource, members: list[int]) -> Generator[Round, None, Features]:
         return encode_features(
             self._encoder,
             source,

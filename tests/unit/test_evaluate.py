@@ -106,6 +106,13 @@ def written(run: EvaluateRun, folder: Path) -> dict[str, Any]:
     return content
 
 
+def test_each_round_tells_how_long_it_waited_for_images(images: Path, classifier_folder: Path) -> None:
+    *rounds_told, _ = told(run_of(images, classifier_folder, **ALL))
+    points = [point for each in rounds_told for point in each.points]
+    assert [step for step, _ in points] == [each.step for each in rounds_told]
+    assert all(0 < values["data_wait"] < 1 for _, values in points)
+
+
 def test_a_classifier_is_measured_on_all_images_by_the_names_of_their_classes(
     images: Path, classifier_folder: Path, tmp_path: Path
 ) -> None:
