@@ -175,7 +175,6 @@ def ray_environment(token: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # left alone, Ray rewrites 127.0.0.1 and listens on all interfaces
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_COLOR_PREFIX": "0",
         "GLOO_SOCKET_IFNAME": loopback_interface(),
         "NCCL_SOCKET_IFNAME": loopback_interface(),

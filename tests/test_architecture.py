@@ -122,3 +122,8 @@ def test_the_service_loads_neither_torch_nor_ray() -> None:
 
 def test_the_client_loads_no_server() -> None:
     assert loaded_by("import service.client") & {"torch", "ray", "fastapi", "starlette", "sqlalchemy", "boto3"} == set()
+
+
+def test_the_driver_loads_nothing_that_trains() -> None:
+    heavy = {"torch", "numpy", "scipy", "sklearn", "pyarrow", "pandas", "boto3", "botocore"}
+    assert loaded_by("import workers.main") & heavy == set()

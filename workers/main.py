@@ -1,40 +1,30 @@
-"""`python -m workers.main`: the driver of one attempt. Order in, `TorchTrainer.fit()`, exit code out.
+"""`python -m workers.main`: the driver of one attempt. Order in, workers started and watched, exit code out.
 
-Ray restarts the workers inside an attempt, up to `retry.max_failures` times; what a restart cannot mend ends the attempt at once.
+Dead workers are started again inside the attempt, up to `retry.max_failures` times; what that cannot mend ends the attempt at once.
+Loads neither torch nor the training: whoever submits waits for every import.
 """
 
 import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 
 import psutil
+import ray
 from pydantic import ValidationError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
-from workers.failures import RunFailedError, classify, may_restart
+from workers.failures import RunFailedError, may_restart
+from workers.group import WorkerGroup
+from workers.logs import configure_logging
 from workers.provenance import versions
 from workers.reporter import Reporter
-from workers.train_loop import configure_logging, train_worker
 
 logger = logging.getLogger("maestro.driver")
 _STARTED_AT = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
 _FINAL_REPORT_SECONDS = 600.0
-
-
-class StopOnPermanentFailure(UserCallback):
-    """Ends the attempt where restarting the workers would meet the same error. Runs in Ray's controller."""
-
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        failure = classify(worker_exceptions)
-        if not may_restart(failure):
-            raise failure
 
 
 def main() -> int:
@@ -48,32 +38,27 @@ def main() -> int:
         return _fail(order, _mismatch(order.contract))
     try:
         fit(order)
-    except TrainingFailedError as error:
-        return _fail(order, _cause(error))
+    except RunFailedError as failure:
+        return _fail(order, failure)
     logger.info("attempt %s is over", submission_id(order.job, order.attempt))
     return 0
 
 
 def fit(order: WorkOrder) -> None:
-    """Trains to the end, or raises TrainingFailedError."""
-    resources = order.spec.resources
-    needs = {"CPU": float(resources.cpus_per_worker)} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
-    # Ray's own storage is scratch: results and training states go to S3 by our own commit.
-    with tempfile.TemporaryDirectory(prefix="maestro-ray-", ignore_cleanup_errors=True) as scratch:
-        TorchTrainer(
-            train_worker,
-            train_loop_config={"order": order.model_dump(mode="json"), "driver_started_at": _STARTED_AT.isoformat()},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=resources.num_workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=needs
-            ),
-            run_config=RunConfig(
-                name=submission_id(order.job, order.attempt),
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=order.spec.retry.max_failures),
-                callbacks=[StopOnPermanentFailure()],  # type: ignore[list-item]  # typed as Ray Train V1's
-            ),
-        ).fit()
+    """Trains to the end, or raises RunFailedError."""
+    ray.init(logging_level=logging.WARNING)
+    num_restarts = 0
+    while True:
+        workers = WorkerGroup(order.spec.resources)
+        try:
+            return workers.train(order, {"driver_started_at": _STARTED_AT.isoformat()})
+        except RunFailedError as failure:
+            if not may_restart(failure) or num_restarts == order.spec.retry.max_failures:
+                raise
+            num_restarts += 1
+            logger.warning("worker %d failed: %s; all workers start again", failure.rank, failure.message)
+        finally:
+            workers.stop()
 
 
 def _refuse(text: str, error: ValidationError) -> int:
@@ -91,17 +76,6 @@ def _refuse(text: str, error: ValidationError) -> int:
 def _mismatch(version: object) -> RunFailedError:
     message = f"the order has contract version {version}, this worker {CONTRACT_VERSION} of MAEstro {versions()['maestro-mae']}"
     return RunFailedError(Reason.CONTRACT_MISMATCH, message, -1)
-
-
-def _cause(error: TrainingFailedError) -> RunFailedError:
-    inner: BaseException = error
-    while isinstance(inner, ControllerError):
-        inner = inner.controller_failure
-    if isinstance(inner, RunFailedError):
-        return inner
-    if isinstance(inner, WorkerGroupError) and inner.worker_failures:
-        return classify(inner.worker_failures)
-    return classify({-1: inner})
 
 
 def _fail(order: WorkOrder, failure: RunFailedError) -> int:

@@ -5,13 +5,11 @@ import logging
 import platform
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import ray.train
-import torch
+from typing import NamedTuple
 
 from mae_core.checkpoint import read_state, saving_group
 from mae_core.config import PretrainSpec
@@ -29,9 +27,12 @@ from workers.contract import (
     result_prefix,
 )
 from workers.failures import StaleAttemptError
+from workers.group import Post
+from workers.logs import configure_logging
 from workers.objects import ObjectStore
 from workers.pace import Pace
 from workers.parts import S3Parts
+from workers.process_group import join
 from workers.provenance import git_revision, versions
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
@@ -46,15 +47,12 @@ _SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs in a save: longer 
 _MAX_SHOWN = 20  # images or steps in one event
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One worker of one attempt, from the order to the committed result."""
+def train_worker(post: Post, order: WorkOrder, times: Mapping[str, str]) -> None:
+    """One worker of one attempt, from the order to the committed result. `times`: when the run got where, for the report of its start."""
     configure_logging()
-    order = WorkOrder.model_validate(config["order"])
-    context = ray.train.get_context()
-    device = torch.device("cuda", torch.cuda.current_device()) if order.spec.resources.gpus_per_worker else torch.device("cpu")
-    seat = Seat(World(context.get_world_rank(), context.get_world_size(), device), context.get_node_rank(), context.get_local_rank())
+    seat = Seat(join(post), post.machine, post.local_rank)
     with ExitStack() as stack:
-        worker = Leader(order, seat, stack, config["driver_started_at"]) if seat.world.rank == 0 else Follower(order, seat, stack)
+        worker = Leader(order, seat, stack, times) if seat.world.rank == 0 else Follower(order, seat, stack)
         worker.train()
 
 
@@ -197,8 +195,8 @@ class Leader(Follower):
 
     reporter: Reporter
 
-    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, driver_started_at: str) -> None:
-        self._driver_started_at, self._started_at = driver_started_at, datetime.now(UTC)
+    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, times: Mapping[str, str]) -> None:
+        self._times = {**times, "worker_started_at": datetime.now(UTC).isoformat()}
         self.incarnation = time.time_ns() // 1_000_000
         self.reporter = Reporter(order, self.incarnation)
         stack.callback(self.reporter.close, 5.0)  # after a failure; a run that ends well has closed it before
@@ -215,8 +213,7 @@ class Leader(Follower):
             device=str(self.world.device),
             host=platform.node(),
             resumed_from=taken_up,
-            driver_started_at=self._driver_started_at,
-            worker_started_at=self._started_at.isoformat(),
+            **self._times,
         )
 
     def went_back(self, why: DivergedError, taken_up: str | None) -> None:
@@ -289,10 +286,3 @@ class Leader(Follower):
         self.store.commit(prefix, manifest)
         self.reporter.event(EventType.RESULT_COMMITTED, uri=f"s3://{order.storage.bucket}/{prefix}", metrics=run.metrics)
         self.reporter.close(_FINAL_REPORT_SECONDS)
-
-
-def configure_logging() -> None:
-    """Our own words at INFO; of the libraries only what went wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "botocore", "boto3", "s3transfer", "urllib3", "torch.distributed.checkpoint"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -78,6 +78,6 @@ def losses_of(client: MaestroClient, job: str) -> dict[int, float]:
 
 
 def train_workers(run: str) -> list[psutil.Process]:
-    """Processes of Ray Train's workers, oldest first."""
-    found = [process for process in processes_of_run(run) if "RayTrainWorker" in process.name() + "".join(process.cmdline())]
+    """The processes that train, oldest first."""
+    found = [process for process in processes_of_run(run) if "ray::TrainWorker" in process.name() + "".join(process.cmdline())]
     return sorted(found, key=lambda process: process.create_time())

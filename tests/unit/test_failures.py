@@ -6,18 +6,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from botocore.exceptions import ClientError
-from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from mae_core.errors import DataError, DivergedError, EncoderError, SpecError
 from tests.unit.scripted_server import Answer, scripted_server
-from workers.contract import ORDER_VARIABLE, REASON_RULES, Reason, Report
-from workers.failures import RunFailedError, StaleAttemptError, StorageError, classify, may_restart
-from workers.main import StopOnPermanentFailure, main
+from workers import main as driver
+from workers.causes import explain, explained
+from workers.contract import ORDER_VARIABLE, REASON_RULES, Reason, Report, StorageRef, WorkOrder
+from workers.failures import RunFailedError, StaleAttemptError, StorageError, first_cause, may_restart, of_ray
 
-COLLATERAL = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
+COLLATERAL = RunFailedError(Reason.WORKER_DIED, "[gloo] Connection closed by peer [127.0.0.1]", 0)
 
 
 @pytest.mark.parametrize(
@@ -34,31 +35,95 @@ COLLATERAL = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
         (ClientError({"Error": {"Code": "AccessDenied"}}, "PutObject"), Reason.STORAGE_REFUSED),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), Reason.OUT_OF_MEMORY),
         (TypeError("ours"), Reason.INTERNAL_ERROR),
-        (WorkerHealthCheckFailedError("killed", failure=OutOfMemoryError("the node's memory")), Reason.OUT_OF_MEMORY),
-        (WorkerHealthCheckFailedError("A worker health check failed.", failure=ActorDiedError()), Reason.WORKER_DIED),
-        (COLLATERAL, Reason.WORKER_DIED),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]"), Reason.WORKER_DIED),
+        (ConnectionResetError("peer"), Reason.WORKER_DIED),
     ],
 )
-def test_reason_of_an_error_wrapped_by_ray(error: Exception, reason: Reason) -> None:
-    wrapped = pickle.loads(pickle.dumps(UserExceptionWithTraceback(error, "Traceback …")))
-    assert classify({0: wrapped}).reason is reason
+def test_reason_of_a_workers_error(error: Exception, reason: Reason) -> None:
+    failure = pickle.loads(pickle.dumps(explain(error, 1)))  # as it travels to the driver
+    assert (failure.reason, failure.rank) == (reason, 1)
+    assert str(error) in failure.message
+
+
+def test_a_failed_training_tells_its_failure_and_logs_where_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    def training() -> None:
+        raise DataError("no images below /data")
+
+    failure = explained(2, training)
+    assert failure is not None
+    assert (failure.reason, failure.message, failure.rank) == (Reason.DATA_ERROR, "no images below /data", 2)
+    assert "in training" in caplog.text  # the traceback
+    assert explained(2, lambda: None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OutOfMemoryError("the node's memory"), Reason.OUT_OF_MEMORY),
+        (ActorDiedError(), Reason.WORKER_DIED),
+        (RayTaskError("train", "Traceback …", ImportError("no module"), "proctitle", 1, "127.0.0.1"), Reason.INTERNAL_ERROR),
+    ],
+)
+def test_reason_of_what_ray_tells(error: RayError, reason: Reason) -> None:
+    assert of_ray(error, 3).reason is reason
+    assert of_ray(error, 3).rank == 3
 
 
 def test_the_error_that_explains_itself_goes_before_its_consequences() -> None:
-    failure = classify({0: COLLATERAL, 1: DataError("no images below /data"), 2: COLLATERAL})
-    assert (failure.reason, failure.message, failure.rank) == (Reason.DATA_ERROR, "no images below /data", 1)
+    telling = RunFailedError(Reason.DATA_ERROR, "no images below /data", 1)
+    assert first_cause([COLLATERAL, telling, COLLATERAL]) is telling
 
 
-def test_only_what_a_restart_can_mend_is_restarted() -> None:
-    StopOnPermanentFailure().after_exception(None, {0: COLLATERAL})
-    for error in (DataError("x"), StaleAttemptError("x"), MemoryError(), TypeError("x")):
-        with pytest.raises(RunFailedError):
-            StopOnPermanentFailure().after_exception(None, {0: COLLATERAL, 1: error})
+class Workers:
+    """Stands for WorkerGroup: each start fails as the next of `failures` says."""
+
+    failures: list[RunFailedError | None]
+    num_stopped: int
+
+    def __init__(self, resources: object) -> None:
+        pass
+
+    def train(self, order: WorkOrder, times: object) -> None:
+        if (failure := Workers.failures.pop(0)) is not None:
+            raise failure
+
+    def stop(self) -> None:
+        Workers.num_stopped += 1
 
 
-def test_a_failure_survives_the_way_from_controller_to_driver() -> None:
-    failure = pickle.loads(pickle.dumps(RunFailedError(Reason.DIVERGED, "step 3", 1)))
-    assert (failure.reason, failure.message, failure.rank) == (Reason.DIVERGED, "step 3", 1)
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> WorkOrder:
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(driver, "WorkerGroup", Workers)
+    Workers.num_stopped = 0
+    spec = {
+        "kind": "pretrain",
+        "name": "x",
+        "model": {"arch": "vit_tiny_patch4", "image_size": 8, "in_chans": 1},
+        "data": {"source": "digits"},
+    }
+    spec |= {"optim": {"epochs": 1, "batch_size": 2, "warmup_epochs": 0}, "retry": {"max_failures": 2}}
+    settings = {"job": "job1", "attempt": 1, "spec": spec, "token": "t", "service_url": "http://localhost", "prefix": "jobs/job1/"}
+    return WorkOrder.model_validate(settings | {"storage": StorageRef(bucket="b")})
+
+
+def test_dead_workers_start_again_up_to_a_limit(order: WorkOrder) -> None:
+    Workers.failures = [COLLATERAL, COLLATERAL, None]
+    driver.fit(order)
+    assert Workers.num_stopped == 3
+    Workers.failures = [COLLATERAL] * 3
+    with pytest.raises(RunFailedError) as failed:
+        driver.fit(order)
+    assert failed.value is COLLATERAL
+    assert Workers.num_stopped == 6
+
+
+@pytest.mark.parametrize("reason", [Reason.DATA_ERROR, Reason.STALE_ATTEMPT, Reason.OUT_OF_MEMORY, Reason.INTERNAL_ERROR])
+def test_what_a_restart_cannot_mend_ends_the_attempt(order: WorkOrder, reason: Reason) -> None:
+    Workers.failures = [RunFailedError(reason, "x", 1)]
+    with pytest.raises(RunFailedError):
+        driver.fit(order)
+    assert Workers.num_stopped == 1
 
 
 def test_an_order_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -66,7 +131,7 @@ def test_an_order_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch, tm
     with scripted_server(lambda _: Answer(body=b'{"desired_state": "run"}')) as server:
         order = {"contract": 99, "job": "job1", "attempt": 3, "token": "t", "service_url": server.url, "a field of the future": 1}
         monkeypatch.setenv(ORDER_VARIABLE, json.dumps(order))
-        assert main() == 1
+        assert driver.main() == 1
         [request] = server.requests
     assert request.path == "/v1/jobs/job1/attempts/3/reports"
     [event] = Report.model_validate_json(request.body).events

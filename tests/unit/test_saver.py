@@ -21,8 +21,8 @@ from tests.unit.core_fixtures import image_folder, pretrain_spec
 from tests.unit.folder_store import FolderStore
 from tests.unit.forked import Forked, in_workers
 from workers import train_loop
+from workers.causes import explain
 from workers.contract import EventType, FileEntry, Reason, StorageRef, WorkOrder
-from workers.failures import classify
 from workers.objects import file_entry, newest_first, state_folder
 from workers.saver import Saver, SavingGroupError
 from workers.train_loop import Follower, Seat
@@ -104,7 +104,7 @@ def save_where_one_hangs(world: World, tell: Any, folder: Path) -> None:
     try:
         saver.check()
     except SavingGroupError as error:
-        reason = classify({0: error}).reason
+        reason = explain(error, 0).reason
     total = world.sum(torch.ones(1)).item()  # the training's own group is whole
     tell(([kind for kind, _ in told.events], reason, total))
 
