@@ -23,7 +23,7 @@ from service.processes import free_ports
 from service.ray_jobs import HttpRayJobs
 from service.up import Installation, running
 
-STAGES = ("attempt_created", "driver_started_at", "worker_started_at", "workers_started", "first_step_taken")
+STAGES = ("attempt_created", "driver_started_at", "workers_placed_at", "worker_started_at", "workers_started", "first_step_taken")
 _PEER = Path(__file__).with_name("plain_trainer.py")
 _BATCH_SIZE = 64  # of each worker
 _PATIENCE_SECONDS = 180.0
@@ -49,7 +49,7 @@ def stages_of(client: MaestroClient, job: str) -> Stages:
     seen: dict[str, str] = {}
     for event in client.events(job):
         seen.setdefault(event["type"], event["at"])
-        seen |= {name: when for name, when in event["data"].items() if name.endswith("_started_at")}
+        seen |= {name: when for name, when in event["data"].items() if name in STAGES}
     began = datetime.fromisoformat(seen["job_queued"])
     return {name: (datetime.fromisoformat(seen[name]) - began).total_seconds() for name in STAGES if name in seen}
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from mae_core.data.loader import SkippedImages
 from mae_core.data.source import ImageSource
@@ -17,6 +16,7 @@ from mae_core.errors import EncoderError
 from mae_core.loop import check_skipped
 from mae_core.options import NormalizeConfig
 from mae_core.rounds import Round, measured_rounds
+from mae_core.sharded import is_sharded
 from mae_core.vit import Encoder, pool
 from mae_core.world import World
 
@@ -39,7 +39,7 @@ def features_of(encoder: Encoder, pooling: str) -> Callable[[Tensor], Tensor]:
     few = max(1, _NUMBERS_IN_CACHE // ((1 + model.num_patches) * model.width))
 
     def features(images_BCHW: Tensor) -> Tensor:
-        if images_BCHW.device.type != "cpu" or isinstance(encoder, FSDPModule):
+        if images_BCHW.device.type != "cpu" or is_sharded(encoder):
             return pool(encoder(images_BCHW), pooling)
         parts = torch.tensor_split(images_BCHW, math.ceil(len(images_BCHW) / few))  # even ones: a single image is slow
         return torch.cat([pool(encoder(part_BCHW), pooling) for part_BCHW in parts])

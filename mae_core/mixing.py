@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 from torch import Tensor
 
 from mae_core.options import MixConfig
@@ -47,6 +46,8 @@ def mix_plan(samples_B: Tensor, *, seed: int, epoch: int, mix: MixConfig, size: 
 
     The first image of a pair decides. `mix` must be on.
     """
+    from scipy.special import betaincinv  # a tenth of a second: only where images are mixed
+
     assert mix.is_on
     drawn = uniform(seed=seed, epoch=epoch, stream=Stream.MIX, samples=samples_B[::2], count=_NUMBERS_PER_PAIR).double().numpy()
     which, lambda_u, middle_y, middle_x = drawn.T

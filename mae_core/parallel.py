@@ -6,12 +6,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_core.mae import CrossBlock
+from mae_core.sharded import is_shard, is_sharded
 from mae_core.vit import Block, Encoder
 from mae_core.world import World, autocasts
 
@@ -24,6 +22,9 @@ def shard(module: nn.Module, world: World) -> None:
     """
     if world.size == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh  # half a second: only where it is used
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     mesh = init_device_mesh(world.device.type, (world.size,))
     dtype = torch.bfloat16 if autocasts(world.device) else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -38,7 +39,7 @@ def shard(module: nn.Module, world: World) -> None:
 
 def replicate(module: nn.Module, world: World) -> nn.Module:
     """What a step calls in place of `module`: DDP around it, or the module itself where it is sharded or alone."""
-    if world.size == 1 or isinstance(module, FSDPModule):
+    if world.size == 1 or is_sharded(module):
         return module
     return DistributedDataParallel(module)
 
@@ -46,7 +47,7 @@ def replicate(module: nn.Module, world: World) -> nn.Module:
 @contextmanager
 def synchronised(replica: nn.Module, is_last: bool) -> Iterator[None]:
     """Gradients are exchanged between the workers by the last micro-batch of a step alone."""
-    if isinstance(replica, FSDPModule):
+    if is_sharded(replica):
         replica.set_requires_gradient_sync(is_last)
         yield
     elif isinstance(replica, DistributedDataParallel) and not is_last:
@@ -60,7 +61,7 @@ def grad_norm(module: nn.Module) -> Tensor:
     """The norm of all gradients of a step, a scalar on the device, the same on all workers."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_shard(norm) else norm
 
 
 def load_whole(into: nn.Module, module: nn.Module) -> None:
@@ -70,4 +71,4 @@ def load_whole(into: nn.Module, module: nn.Module) -> None:
     """
     own = into.state_dict()
     for name, tensor in module.state_dict().items():
-        own[name].copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+        own[name].copy_(tensor.full_tensor() if is_shard(tensor) else tensor)

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mae_core.checkpoint import SavesBeside, State, read_state, write_state
+from mae_core.checkpoint import SavesBeside, State
 from mae_core.errors import EncoderError
 from mae_core.run import Run
+from mae_core.state_files import read_state, write_state
 from mae_core.world import World
 
 _KEPT = 2  # the newest is what a run goes on from; the other, where that one is damaged

@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("mae_core", "workers", "service")
 CONTROL = {"pydantic"}
-CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplejpeg", "sklearn", "scipy", "safetensors", "yaml", "pyarrow"}
+CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplejpeg", "scipy", "safetensors", "yaml", "pyarrow"}
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
@@ -127,3 +127,8 @@ def test_the_client_loads_no_server() -> None:
 def test_the_driver_loads_nothing_that_trains() -> None:
     heavy = {"torch", "numpy", "scipy", "sklearn", "pyarrow", "pandas", "boto3", "botocore"}
     assert loaded_by("import workers.main") & heavy == set()
+
+
+def test_a_worker_loads_what_its_first_step_needs() -> None:
+    later = {"scipy", "sympy", "sklearn", "pyarrow", "pandas"}  # sympy: torch's, with DTensor
+    assert loaded_by("import workers.causes, workers.train_loop") & later == set()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mae_core.checkpoint import Group, SavesBeside, State, gather, write_state
+from mae_core.checkpoint import Group, SavesBeside, State, gather
 from mae_core.world import World
 from workers.contract import EventType, FileEntry, TrainingStateManifest, WorkOrder
 from workers.objects import ObjectStore, state_folder
@@ -72,6 +72,8 @@ class Saver:
 
     def _upload(self, prefix: str, staged: State, folder: Path) -> dict[str, FileEntry]:
         """All workers' files, once they are uploaded. Raises OSError on all workers where one has failed."""
+        from mae_core.state_files import write_state  # half a second, beside the first steps
+
         try:
             write_state(staged, folder, self._group)  # makes the folder, too: nothing may fail on one worker before all are told
             told = gather(self._upload_own(prefix, folder), self._group)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_core.checkpoint import read_state, saving_group
+from mae_core.checkpoint import saving_group
 from mae_core.config import PretrainSpec
 from mae_core.errors import DivergedError, EncoderError
 from mae_core.loop import Progress
@@ -155,6 +155,8 @@ class Follower:
 
     def _take_up(self, run: Run, prefix: str) -> bool:
         """Takes up one training state; False, on all workers, where it is damaged. One worker of each machine downloads it."""
+        from mae_core.state_files import read_state  # half a second
+
         with tempfile.TemporaryDirectory(prefix="maestro-state-", dir=self.scratch) as folder:
             fault = None
             if self.seat.local_rank == 0:

@@ -3,8 +3,10 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +60,13 @@ class DigitsSource:
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships."""
 
     def __init__(self) -> None:
-        from sklearn.datasets import load_digits  # over a second: only where the digits are used
-
-        digits = load_digits()
-        self._images: NDArray[np.uint8] = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        # load_digits reads the same file, a second later: importing scikit-learn takes it.
+        [library] = cast(ModuleSpec, find_spec("sklearn")).submodule_search_locations or []
+        table = np.loadtxt(Path(library) / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels from 0 to 16, the digit
+        self._images: NDArray[np.uint8] = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         self.keys = [f"digit-{index}" for index in range(len(self._images))]
         self.classes = [str(digit) for digit in range(10)]
-        self.labels: list[int] = digits.target.tolist()
+        self.labels: list[int] = table[:, -1].astype(int).tolist()
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])

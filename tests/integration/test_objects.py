@@ -13,11 +13,12 @@ import torch
 from botocore.exceptions import ClientError
 from torch import Tensor
 
-from mae_core.checkpoint import read_state, saving_group
+from mae_core.checkpoint import saving_group
 from mae_core.config import RUN_SPEC
 from mae_core.errors import EncoderError
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.reconstruct import Reconstructions
+from mae_core.state_files import read_state
 from mae_core.world import World
 from service.local import Seaweedfs
 from tests.integration.runs import Json, pretrain_spec

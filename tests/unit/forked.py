@@ -20,7 +20,7 @@ from tests.unit.core_fixtures import SHALLOW
 
 _SECONDS = 120.0
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.unit.forked", "mae_core.checkpoint", "workers.train_loop", "torch._dynamo"])
+_server.set_forkserver_preload(["tests.unit.forked", "mae_core.state_files", "workers.train_loop", "torch._dynamo"])
 
 
 class Forked:

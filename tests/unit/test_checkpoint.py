@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from mae_core.checkpoint import Stager, State, read_state, saving_group, write_state
+from mae_core.checkpoint import Stager, State, saving_group
 from mae_core.errors import EncoderError
+from mae_core.state_files import read_state, write_state
 from mae_core.world import World
 from tests.unit.forked import in_workers
 

@@ -78,7 +78,7 @@ def test_on_cpus_a_few_images_are_encoded_at_once(encoder: Encoder, monkeypatch:
     encoder.register_forward_pre_hook(lambda module, images: seen.append(len(images[0])))
     monkeypatch.setattr("mae_core.features._NUMBERS_IN_CACHE", 3 * 5 * SHALLOW[0])
     if is_sharded:
-        monkeypatch.setattr("mae_core.features.FSDPModule", Encoder)
+        monkeypatch.setattr("mae_core.features.is_sharded", lambda _: True)
     by_few, *_ = encoded(encoder)
     assert seen == ([3, 4, 3, 1] if is_sharded else [3, 2, 2, 3, 1])
     torch.testing.assert_close(by_few.features_ND, whole.features_ND, rtol=0, atol=1e-6)

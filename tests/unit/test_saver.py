@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from mae_core.checkpoint import SavesBeside, State, gather, read_state, saving_group
+from mae_core.checkpoint import SavesBeside, State, gather, saving_group
 from mae_core.errors import DivergedError
 from mae_core.loop import Progress, Training
 from mae_core.run import Run
+from mae_core.state_files import read_state
 from mae_core.world import World
 from tests.unit.core_fixtures import image_folder, pretrain_spec
 from tests.unit.folder_store import FolderStore

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from mae_core.data.decode import UnreadableImage
 from mae_core.data.source import DigitsSource, FolderSource, LabelledData, check_same_images, open_source, printable, split
@@ -95,6 +96,12 @@ def test_the_digits() -> None:
     image = np.asarray(source.read(0))
     assert image.shape == (8, 8)
     assert image.max() > 200  # 16 levels spread over 256
+
+
+def test_the_digits_are_scikit_learns() -> None:
+    ours, theirs = DigitsSource(), load_digits()
+    np.testing.assert_array_equal([np.asarray(ours.read(index)) for index in range(1797)], np.rint(theirs.images * (255 / 16)))
+    assert ours.labels == theirs.target.tolist()
 
 
 def test_the_split_goes_by_key_alone() -> None:
