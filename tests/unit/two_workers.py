@@ -67,7 +67,7 @@ def outcome(spec: Spec, *, world: World, stop_asked_by: int | None, poisoned_ste
         _poison(run, poisoned_step)
     try:
         for progress in run.progress(lambda: world.rank == stop_asked_by):
-            seen["losses"] |= {step: values["loss"] for step, values in progress.points}
+            seen["losses"] |= {step: values["loss"] for step, values in progress.points if "loss" in values}
             seen["evaluated"] += [progress.evaluated] if progress.evaluated else []
             seen["skipped"] += progress.skipped
             seen["dropped"] += [(dropped.step, dropped.rank) for dropped in progress.dropped]
