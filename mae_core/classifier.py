@@ -41,7 +41,11 @@ class Classifier(nn.Module):
 
     def forward(self, images_BCHW: Tensor, scale_BS: Tensor | None = None) -> Tensor:
         """Logits (B, classes). `scale_BS`: of `drop_path_scale`, while training."""
-        features_BD = pool(self.encoder(images_BCHW, scale_BS), self.pooling)
+        return self.classify(self.encoder(images_BCHW, scale_BS))
+
+    def classify(self, tokens_BND: Tensor) -> Tensor:
+        """Logits (B, classes) of the encoder's tokens."""
+        features_BD = pool(tokens_BND, self.pooling)
         if self.pooling == "mean":
             features_BD = self.fc_norm(features_BD)
         return cast(Tensor, self.head(features_BD))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, TypeAdapter, model_validator
 
+from mae_core.exports.formats import ExportConfig, Refusals, check_formats, finetuning_refusals, pretraining_refusals
 from mae_core.options import (
     DIGITS,
     CheckpointConfig,
@@ -112,6 +113,7 @@ class PretrainSpec(RunConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -143,7 +145,12 @@ class PretrainSpec(RunConfig):
         labelled = self.evaluation.labelled
         if labelled is not None and DIGITS in (labelled.source, labelled.validation) and self.model.in_chans != 1:
             raise ValueError(f"evaluation.labelled: the digits have 1 channel, but model.in_chans is {self.model.in_chans}")
+        check_formats(self.export, self.export_refusals())
         return self
+
+    def export_refusals(self) -> Refusals:
+        """Formats that cannot be faithful to what this run trains, and why."""
+        return pretraining_refusals(self.model, self.masking, self.decoder)
 
 
 class EncoderRun(RunConfig):
@@ -228,6 +235,7 @@ class FinetuneSpec(EncoderRun):
     evaluate_every_epochs: int | None = Field(default=None, ge=1, description="None: only at the end")
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -245,7 +253,12 @@ class FinetuneSpec(EncoderRun):
             raise ValueError(
                 f"data.transform.rand_augment: its colour operations need 1 or 3 channels, not {self.model.in_chans}; set it to null"
             )
+        check_formats(self.export, self.export_refusals())
         return self
+
+    def export_refusals(self) -> Refusals:
+        """Formats that cannot be faithful to what this run trains, and why."""
+        return finetuning_refusals(self.pooling)
 
 
 class EvaluateSpec(EncoderRun):

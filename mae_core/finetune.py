@@ -13,10 +13,13 @@ from mae_core.data.source import LabelledData, check_same_images, check_units
 from mae_core.data.transforms import normalise
 from mae_core.evaluate import accuracy
 from mae_core.export import write_classifier
+from mae_core.exports.formats import Outcomes
+from mae_core.exports.trained import Trained, sample_of
 from mae_core.loop import Progress, Training, WantsStop, check_skipped
 from mae_core.mixing import erase, mix_batch, mix_plan
 from mae_core.optim import finetune_optimizer
 from mae_core.parallel import load_whole, shard
+from mae_core.provenance import Provenance
 from mae_core.randomness import Stream, uniform
 from mae_core.rounds import newly_skipped, told_in_rounds
 from mae_core.run import TrainedRun, seeded, starting_encoder, training_loader
@@ -115,3 +118,19 @@ class FinetuneRun(TrainedRun):
 
     def write_result(self, folder: Path) -> None:
         write_classifier(self._whole, folder, classes=list(self._data.classes), normalize=self.normalize)
+
+    def write_exports(self, folder: Path, made_by: Provenance) -> Outcomes:
+        from mae_core.exports.write import write_exports  # here: torch.export, which it loads, would make every start slower
+
+        data = self._data
+        trained = Trained(
+            spec=self._spec,
+            module=self._whole,
+            mae=None,
+            classes=list(data.classes),
+            normalize=self.normalize,
+            sample=sample_of(data.validation_source, data.validation, model=self.model, normalize=self.normalize),
+            num_images=len(data.train),
+            metrics=self.metrics,
+        )
+        return write_exports(trained, folder, made_by=made_by)

@@ -11,12 +11,15 @@ from mae_core.data.source import LabelledData, check_same_images, check_units, o
 from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
 from mae_core.export import write_encoder
+from mae_core.exports.formats import Outcomes
+from mae_core.exports.trained import Trained, sample_of
 from mae_core.loop import Progress, Training, WantsStop
 from mae_core.mae import MaskedAutoencoder
 from mae_core.online import online_evaluation
 from mae_core.optim import pretrain_optimizer
 from mae_core.options import DataConfig
 from mae_core.parallel import load_whole, shard
+from mae_core.provenance import Provenance
 from mae_core.randomness import Stream, uniform
 from mae_core.reconstruct import reconstructions_of
 from mae_core.rounds import newly_skipped, told_in_rounds
@@ -46,8 +49,8 @@ class PretrainRun(TrainedRun):
         self._labelled = _open_labelled(labelled, spec.model.in_chans) if labelled is not None else None
         self._unreadable = SkippedImages()  # of the labelled ones: each is told once
         check_same_images([self._source, *(self._labelled.sources if self._labelled is not None else ())], world)
-        self._encoder = encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
-        self._mae = MaskedAutoencoder(encoder, masking=spec.masking, decoder=spec.decoder, target=spec.target)
+        encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
+        self._whole = self._mae = self._new_mae(encoder)
         initialise(self._mae, seeded(spec.seed))
         self._mae.to(world.device)
         if spec.parallel.strategy == "fsdp":
@@ -67,6 +70,9 @@ class PretrainRun(TrainedRun):
             save_every=spec.checkpoint.every_steps,
         )
         self._evaluate_every = (spec.evaluation.every_epochs or max(spec.optim.epochs // _EVALUATIONS, 1)) * loader.steps_per_epoch
+
+    def _new_mae(self, encoder: Encoder) -> MaskedAutoencoder:
+        return MaskedAutoencoder(encoder, masking=self._spec.masking, decoder=self._spec.decoder, target=self._spec.target)
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
         device = self._world.device
@@ -104,11 +110,27 @@ class PretrainRun(TrainedRun):
 
     def _finish(self) -> None:
         if self._spec.parallel.strategy == "fsdp":
-            self._encoder = Encoder(self.model)
-            load_whole(self._encoder, self._mae.encoder)
+            self._whole = self._new_mae(Encoder(self.model))
+            load_whole(self._whole, self._mae)
 
     def write_result(self, folder: Path) -> None:
-        write_encoder(self._encoder, folder, normalize=self.normalize)
+        write_encoder(self._whole.encoder, folder, normalize=self.normalize)
+
+    def write_exports(self, folder: Path, made_by: Provenance) -> Outcomes:
+        from mae_core.exports.write import write_exports  # here: torch.export, which it loads, would make every start slower
+
+        members = self.training.loader.members
+        trained = Trained(
+            spec=self._spec,
+            module=self._whole.encoder,
+            mae=self._whole,
+            classes=[],
+            normalize=self.normalize,
+            sample=sample_of(self._source, [*self._shown, *members], model=self.model, normalize=self.normalize),
+            num_images=len(members),
+            metrics=self.metrics,
+        )
+        return write_exports(trained, folder, made_by=made_by)
 
 
 def _open_labelled(data: DataConfig, in_chans: int) -> LabelledData:

@@ -17,9 +17,11 @@ from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
 from mae_core.data.statistics import channel_statistics
 from mae_core.encoders import load_encoder
+from mae_core.exports.formats import Outcomes
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.parts import StoredFile
+from mae_core.provenance import Provenance
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 
@@ -51,6 +53,13 @@ class Run(ABC):
     @abstractmethod
     def write_result(self, folder: Path) -> None:
         """Writes what the run is for into an empty folder."""
+
+    def write_exports(self, folder: Path, made_by: Provenance) -> Outcomes:
+        """Writes the result in further formats below `folder`, which holds it, each tested; says what became of each.
+
+        Raises EncoderError where the result itself fails its test.
+        """
+        return {}
 
 
 class TrainedRun(Run):

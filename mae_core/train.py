@@ -21,6 +21,7 @@ from mae_core.encoders import has_head
 from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
 from mae_core.parts import FolderParts
+from mae_core.provenance import provenance
 from mae_core.run import Run
 from mae_core.runs import open_run
 from mae_core.state_folder import StateFolder
@@ -28,7 +29,7 @@ from mae_core.world import World
 
 RESULT = "result"
 _SAYS_NOTHING_OF_THE_STATE: dict[str, Any] = {
-    **dict.fromkeys(("name", "labels", "resources", "retry", "checkpoint", "evaluation", "evaluate_every_epochs"), True),
+    **dict.fromkeys(("name", "labels", "resources", "retry", "checkpoint", "evaluation", "evaluate_every_epochs", "export"), True),
     "optim": {"batch_size_per_device": True, "max_dropped_steps": True},
 }
 
@@ -77,6 +78,9 @@ def train(spec: Spec, output: Path) -> Run:
     result = output / RESULT
     result.mkdir(exist_ok=True)
     run.write_result(result)
+    for name, outcome in run.write_exports(result, provenance()).items():
+        if outcome.left_out is not None:
+            print(f"format {name} left out: {outcome.left_out}", file=sys.stderr)
     (result / "metrics.json").write_text(f"{json.dumps(run.metrics)}\n")
     states.remove()
     print(json.dumps({"result": str(result), "metrics": run.metrics}))

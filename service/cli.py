@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from mae_core.exports.formats import ExportFormat
 from service import watch as terminal
-from service.client import Json, MaestroClient, MaestroError
+from service.client import Json, MaestroClient, MaestroError, files_of
 from service.demo import run_demo
 from service.home import Home, HomeError, default_home
 from service.processes import StartError
@@ -214,14 +215,18 @@ def cancel(job: JobArgument) -> None:
 @app.command()
 def fetch(
     job: JobArgument,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for the files; else one named like the job.")] = None,
+    format: Annotated[ExportFormat, typer.Option("--format", help="Of an encoder: for which library.")] = "timm",
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for the files; else one named like the job, and the format.")] = None,
 ) -> None:
-    """Download a job's result and check it."""
+    """Download a job's result and check it. A repeat goes on with what was broken off."""
+    place = to or Path(job if format == "timm" else f"{job}-{format}")
     with connect() as client:
-        manifest, folder = client.download_result(job, (to or Path(job)).absolute())
-    typer.echo(f"{len(manifest.files)} file(s) with the right sha256 in {folder}")
-    if manifest.kind in ("pretrain", "finetune"):
+        manifest, folder = client.download_result(job, place.absolute(), format=format)
+    typer.echo(f"{len(files_of(manifest, format))} file(s) with the right sha256 in {folder}")
+    if manifest.kind in ("pretrain", "finetune") and format == "timm":
         typer.echo(f'load it with: timm.create_model("local-dir:{folder}", pretrained=True)')
+    elif manifest.kind in ("pretrain", "finetune"):
+        typer.echo(f"{folder / 'README.md'} says how to load it")
     if manifest.kind == "embed":
         typer.echo(f'read it with: pandas.read_parquet(sorted(pathlib.Path("{folder}").glob("*.parquet")))')
 

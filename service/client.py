@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from mae_core.exports.formats import FOLDERS, ExportFormat
 from workers.contract import MANIFEST, EncoderManifest, result_prefix
 
 Json = dict[str, Any]
@@ -191,8 +192,11 @@ class MaestroClient:
                 raise DownloadError(f"{name} of job {job} has sha256 {found}, not {sha256}: it is damaged in the object store")
         raise AssertionError
 
-    def download_result(self, job: str, to: Path) -> tuple[EncoderManifest, Path]:
-        """Download a job's committed result (an encoder, a probe) into the folder `to`, by its manifest, which is written last."""
+    def download_result(self, job: str, to: Path, *, format: ExportFormat = "timm") -> tuple[EncoderManifest, Path]:
+        """Download a job's committed result (an encoder, a probe) into the folder `to`, by its manifest, which is written last.
+
+        Of an encoder only the files of `format`. A repeat goes on where an earlier call was broken off. Raises DownloadError.
+        """
         view = self.job(job)
         if view.get("result_uri") is None:
             raise DownloadError(f"job {job} has no committed result (it is {view['status']})")
@@ -200,8 +204,9 @@ class MaestroClient:
         partial = to / f".{MANIFEST}"
         self.download(job, prefix + MANIFEST, partial)
         manifest = EncoderManifest.model_validate_json(partial.read_bytes())
-        for name, entry in manifest.files.items():
-            self.download(job, prefix + name, to / safe_path(name), sha256=entry.sha256)
+        for name in files_of(manifest, format):
+            path = to / safe_path(name.removeprefix(FOLDERS[format]))
+            self.download(job, prefix + name, path, sha256=manifest.files[name].sha256)
         partial.replace(to / MANIFEST)
         return manifest, to
 
@@ -273,6 +278,24 @@ def parse_stream(lines: Iterator[str]) -> Iterator[Message]:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(manifest: EncoderManifest, format: ExportFormat) -> list[str]:
+    """Names of the files of one format of a result. Raises DownloadError where it has none, and says which there are."""
+    if manifest.kind not in ("pretrain", "finetune"):
+        if format != "timm":
+            raise DownloadError(f"job {manifest.job} is of kind {manifest.kind}, which is not written as {format}; leave the format out")
+        return list(manifest.files)
+    by_folder: dict[str, list[str]] = {}
+    for name in manifest.files:
+        folder, slash, _ = name.partition("/")
+        by_folder.setdefault(folder + slash if slash else "", []).append(name)
+    if FOLDERS[format] in by_folder:
+        return by_folder[FOLDERS[format]]
+    there = ", ".join(name for name, folder in FOLDERS.items() if folder in by_folder)
+    outcome = manifest.exports.get(format)
+    why = outcome.left_out if outcome is not None else None
+    raise DownloadError(f"job {manifest.job} was not written as {format}{f' ({why})' if why else ''}; there are {there}")
 
 
 def safe_path(name: str) -> Path:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
 from mae_core.config import RunSpec
+from mae_core.exports.formats import ExportFormat, ExportOutcome
 from mae_core.options import ModelConfig, NormalizeConfig, Strict
 
 CONTRACT_VERSION = 2
@@ -280,6 +281,7 @@ class EncoderManifest(Strict):
     versions: dict[str, str]
     git_revision: str | None
     files: dict[str, FileEntry]
+    exports: dict[ExportFormat, ExportOutcome] = Field(default={})
 
 
 def result_prefix(prefix: str, kind: str) -> str:

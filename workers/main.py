@@ -15,11 +15,11 @@ import psutil
 import ray
 from pydantic import ValidationError
 
+from mae_core.provenance import versions
 from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
 from workers.failures import RunFailedError, may_restart
 from workers.group import WorkerGroup
 from workers.logs import configure_logging
-from workers.provenance import versions
 from workers.reporter import Reporter
 
 logger = logging.getLogger("maestro.driver")

@@ -133,7 +133,8 @@ class ObjectStore:
             raise EncoderError(f"encoder {uri} has no {MANIFEST} ({_code(error)}); name the encoder/ folder of a succeeded job") from error
         except ValidationError as error:
             raise EncoderError(f"encoder {uri}: {MANIFEST} is not an encoder's ({error.error_count()} fields differ)") from error
-        self._fetch_files(prefix, manifest.files, folder, bucket=bucket)
+        own = {name: entry for name, entry in manifest.files.items() if "/" not in name}  # other formats lie in folders
+        self._fetch_files(prefix, own, folder, bucket=bucket)
 
     def _fetch_files(self, prefix: str, files: dict[str, FileEntry], folder: Path, *, bucket: str | None = None) -> None:
         for name, entry in files.items():

@@ -15,6 +15,7 @@ from mae_core.checkpoint import saving_group
 from mae_core.config import PretrainSpec
 from mae_core.errors import DivergedError, EncoderError
 from mae_core.loop import Progress
+from mae_core.provenance import provenance
 from mae_core.run import Run
 from mae_core.runs import open_run
 from mae_core.world import World
@@ -33,7 +34,6 @@ from workers.objects import ObjectStore
 from workers.pace import Pace
 from workers.parts import S3Parts
 from workers.process_group import join
-from workers.provenance import git_revision, versions
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.saver import Saver
@@ -269,8 +269,11 @@ class Leader(Follower):
         order, folder = self.order, self.scratch / "result"
         folder.mkdir()
         run.write_result(folder)
+        made_by = provenance(order.job, libraries=("ray",))
+        exports = dict(run.write_exports(folder, made_by))
         prefix = result_prefix(order.prefix, order.spec.kind)
-        files = {path.name: self.store.put_file(prefix + path.name, path) for path in sorted(folder.iterdir())}
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        files = {name: self.store.put_file(prefix + name, folder / name) for name in names}
         files |= {name: FileEntry(bytes=stored.bytes, sha256=stored.sha256) for name, stored in run.stored.items()}
         manifest = EncoderManifest(
             job=order.job,
@@ -281,10 +284,13 @@ class Leader(Follower):
             normalize=run.normalize,
             spec=order.spec,
             metrics=run.metrics,
-            versions=versions(),
-            git_revision=git_revision(),
+            versions=made_by.versions,
+            git_revision=made_by.git_revision,
             files=files,
+            exports=exports,
         )
         self.store.commit(prefix, manifest)
-        self.reporter.event(EventType.RESULT_COMMITTED, uri=f"s3://{order.storage.bucket}/{prefix}", metrics=run.metrics)
+        left_out = {name: outcome.left_out for name, outcome in exports.items() if outcome.left_out is not None}
+        uri = f"s3://{order.storage.bucket}/{prefix}"
+        self.reporter.event(EventType.RESULT_COMMITTED, uri=uri, metrics=run.metrics, left_out=left_out)
         self.reporter.close(_FINAL_REPORT_SECONDS)

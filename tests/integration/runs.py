@@ -25,6 +25,7 @@ def pretrain_spec(**changes: Any) -> Json:
         "optim": {"epochs": 4, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1},
         "resources": {"num_workers": 2},
         "checkpoint": {"every_steps": 10},
+        "export": {"formats": []},
     }
     return spec | changes
 

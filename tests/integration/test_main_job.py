@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -19,13 +20,14 @@ from tests.integration.runs import MODEL, Json, events_of, losses_of, pretrain_s
 from tests.torchvision_ops import import_torchvision
 
 import_torchvision()
+
 import timm  # noqa: E402  (needs the line above)
 
 
 @pytest.fixture(scope="module")
 def pretrained(live_service: LiveService) -> Json:
-    """A job that has pretrained an encoder."""
-    job = live_service.client.submit(pretrain_spec())["id"]
+    """A job that has pretrained an encoder, and written it in every format."""
+    job = live_service.client.submit(pretrain_spec(export={"license": "cc0-1.0"}))["id"]
     view = wait_for_end(live_service.client, job)
     assert view["status"] == "succeeded", view["detail"]
     return view
@@ -34,7 +36,7 @@ def pretrained(live_service: LiveService) -> Json:
 def test_encoder_opens_in_timm_with_equal_features(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
     manifest, folder = live_service.client.download_result(pretrained["id"], tmp_path)
     assert pretrained["result_uri"] == f"s3://maestro/jobs/{pretrained['id']}/encoder/"
-    assert set(manifest.files) == {"config.json", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md", "manifest.json"}
     assert manifest.spec.name == "digits"
     assert manifest.metrics == pretrained["metrics"]
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -145,13 +147,34 @@ def test_a_job_waits_for_storage_that_is_away(live_service: LiveService) -> None
     assert wait_for_end(client, job, seconds=60)["status"] == "cancelled"
 
 
-def test_fetch_command(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service.cli", "fetch", pretrained["id"], "--to", str(tmp_path / "encoder")]
+def fetch(live_service: LiveService, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli", "fetch", *arguments]
     environment = os.environ | {"MAESTRO_URL": live_service.url, "MAESTRO_TOKEN": live_service.home.secrets().api_token}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_fetch_command(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
+    done = fetch(live_service, pretrained["id"], "--to", str(tmp_path / "encoder"))
     assert done.returncode == 0, done.stderr
     assert "timm.create_model" in done.stdout
     assert load_encoder(tmp_path / "encoder", wanted=None)[0].model.arch == "vit_tiny_patch4"
+
+
+def test_fetch_of_another_format(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
+    done = fetch(live_service, pretrained["id"], "--format", "onnx", "--to", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'README.md'} says how to load it" in done.stdout
+    card = (tmp_path / "README.md").read_text()
+    assert f"job `{pretrained['id']}`" in card
+    assert 'license: "cc0-1.0"' in card
+    [features] = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(["features"], {"images": np.zeros((3, 1, 8, 8), np.float32)})
+    assert features.shape == (3, 5, 192)
+
+
+def test_an_export_that_cannot_be_faithful_is_refused_at_submission(live_service: LiveService) -> None:
+    spec = pretrain_spec(decoder={"attention": "cross"}, export={"formats": ["hf-mae"]})
+    with pytest.raises(ApiError, match=r"hf-mae cannot be faithful to this model: .* by cross attention; use hf for the encoder alone"):
+        live_service.client.submit(spec)
 
 
 @pytest.mark.parametrize(

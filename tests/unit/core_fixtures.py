@@ -72,10 +72,12 @@ def spec_of(kind: str, source: Path | str, **changes: Any) -> Spec:
         "seed": 3,
     }
     if kind == "pretrain":
-        spec |= {"masking": {"ratio": 0.5}, "decoder": {"depth": 1, "width": 32}}
+        spec |= {"masking": {"ratio": 0.5}, "decoder": {"depth": 1, "width": 32}, "export": {"formats": []}}
     else:
         spec["encoder"] = {"init": "random"}
         spec["data"] |= {"validation_fraction": 0.25} if kind != "embed" else {}
+    if kind == "finetune":
+        spec["export"] = {"formats": []}
     if kind in ("evaluate", "embed"):
         del spec["optim"]
     for name, value in changes.items():

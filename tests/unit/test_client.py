@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mae_core.config import PretrainSpec
+from mae_core.exports.formats import ExportOutcome
 from mae_core.options import ModelConfig
 from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable, parse_stream, safe_path
 from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
@@ -171,7 +172,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def manifest_of(files: dict[str, bytes]) -> bytes:
+def manifest_of(files: dict[str, bytes], **changes: Any) -> bytes:
     model = ModelConfig(arch="vit_tiny_patch2", image_size=8, in_chans=1)
     spec = PretrainSpec.model_validate({"kind": "pretrain", "name": "x", "model": model.model_dump(), "data": {"source": "digits"}})
     manifest = EncoderManifest(
@@ -187,7 +188,7 @@ def manifest_of(files: dict[str, bytes]) -> bytes:
         git_revision=None,
         files={name: FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest()) for name, content in files.items()},
     )
-    return manifest.model_dump_json().encode()
+    return manifest.model_copy(update=changes).model_dump_json().encode()
 
 
 def result_store(files: dict[str, bytes]) -> Callable[[Request], Answer]:
@@ -214,6 +215,57 @@ def test_a_result_that_does_not_fit_its_manifest_leaves_no_manifest(tmp_path: Pa
     with client_of(result_store({"config.json": b"[]", "manifest.json": manifest_of(files)})) as (client, _), pytest.raises(DownloadError):
         client.download_result("j1", tmp_path)
     assert not (tmp_path / "manifest.json").exists()
+
+
+FORMATS = {
+    "config.json": b"{}",
+    "model.safetensors": CONTENT,
+    "hf/config.json": b"{1}",
+    "hf/model.safetensors": CONTENT[::-1],
+    "torch_export/model.pt2": b"2",
+}
+
+
+def test_one_format_is_downloaded_and_a_broken_download_goes_on(tmp_path: Path) -> None:
+    store = result_store(FORMATS | {"manifest.json": manifest_of(FORMATS)})
+
+    def breaking(request: Request) -> Answer:
+        return Answer(body=CONTENT[::-1], cut_at=5) if request.path == "/hf/model.safetensors" else store(request)
+
+    with client_of(breaking, patience_seconds=0.0) as (client, _), pytest.raises(Unreachable):
+        client.download_result("j1", tmp_path, format="hf")
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", ".model.safetensors.partial", ".manifest.json"}
+
+    def going_on(request: Request) -> Answer:
+        if request.path == "/hf/model.safetensors" and request.headers.get("range") == "bytes=5-":
+            return Answer(206, CONTENT[::-1][5:])
+        return store(request)
+
+    with client_of(going_on) as (client, server):
+        client.download_result("j1", tmp_path, format="hf")
+    assert (tmp_path / "config.json").read_bytes() == b"{1}"
+    assert (tmp_path / "model.safetensors").read_bytes() == CONTENT[::-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "manifest.json"}
+    assert "/hf/config.json" not in [request.path for request in server.requests]  # it was whole
+
+
+def test_a_format_that_is_not_there(tmp_path: Path) -> None:
+    exports = {"onnx": ExportOutcome(left_out="it is not among export.formats of the spec")}
+    files = FORMATS | {"manifest.json": manifest_of(FORMATS, exports=exports)}
+    says = r"not written as onnx \(it is not among export\.formats of the spec\); there are timm, hf, torch-export$"
+    with client_of(result_store(files)) as (client, _), pytest.raises(DownloadError, match=says):
+        client.download_result("j1", tmp_path, format="onnx")
+    with client_of(result_store(files)) as (client, _), pytest.raises(DownloadError, match=r"not written as torch; there are timm, hf"):
+        client.download_result("j1", tmp_path, format="torch")
+
+
+def test_what_is_no_encoder_has_no_formats(tmp_path: Path) -> None:
+    files = {"manifest.json": manifest_of(FORMATS, kind="probe")}
+    with (
+        client_of(result_store(files)) as (client, _),
+        pytest.raises(DownloadError, match="is of kind probe, which is not written as hf; leave"),
+    ):
+        client.download_result("j1", tmp_path, format="hf")
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../b", "", "a\\b"])
