@@ -15,6 +15,7 @@ from mae_core.evaluate import accuracy
 from mae_core.export import write_classifier
 from mae_core.exports.formats import Outcomes
 from mae_core.exports.trained import Trained, sample_of
+from mae_core.exports.write import write_exports
 from mae_core.loop import Progress, Training, WantsStop, check_skipped
 from mae_core.mixing import erase, mix_batch, mix_plan
 from mae_core.optim import finetune_optimizer
@@ -120,8 +121,6 @@ class FinetuneRun(TrainedRun):
         write_classifier(self._whole, folder, classes=list(self._data.classes), normalize=self.normalize)
 
     def write_exports(self, folder: Path, made_by: Provenance) -> Outcomes:
-        from mae_core.exports.write import write_exports  # here: torch.export, which it loads, would make every start slower
-
         data = self._data
         trained = Trained(
             spec=self._spec,

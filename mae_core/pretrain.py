@@ -13,6 +13,7 @@ from mae_core.errors import DataError
 from mae_core.export import write_encoder
 from mae_core.exports.formats import Outcomes
 from mae_core.exports.trained import Trained, sample_of
+from mae_core.exports.write import write_exports
 from mae_core.loop import Progress, Training, WantsStop
 from mae_core.mae import MaskedAutoencoder
 from mae_core.online import online_evaluation
@@ -117,8 +118,6 @@ class PretrainRun(TrainedRun):
         write_encoder(self._whole.encoder, folder, normalize=self.normalize)
 
     def write_exports(self, folder: Path, made_by: Provenance) -> Outcomes:
-        from mae_core.exports.write import write_exports  # here: torch.export, which it loads, would make every start slower
-
         members = self.training.loader.members
         trained = Trained(
             spec=self._spec,
