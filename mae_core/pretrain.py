@@ -12,7 +12,7 @@ from mae_core.data.transforms import normalise
 from mae_core.errors import DataError
 from mae_core.export import write_encoder
 from mae_core.exports.formats import Outcomes
-from mae_core.exports.trained import Trained, sample_of
+from mae_core.exports.trained import Sample, Trained, sample_of
 from mae_core.exports.write import write_exports
 from mae_core.loop import Progress, Training, WantsStop
 from mae_core.mae import MaskedAutoencoder
@@ -118,18 +118,20 @@ class PretrainRun(TrainedRun):
         write_encoder(self._whole.encoder, folder, normalize=self.normalize)
 
     def write_exports(self, folder: Path, made_by: Provenance) -> Outcomes:
-        members = self.training.loader.members
         trained = Trained(
             spec=self._spec,
             module=self._whole.encoder,
             mae=self._whole,
             classes=[],
             normalize=self.normalize,
-            sample=sample_of(self._source, [*self._shown, *members], model=self.model, normalize=self.normalize),
-            num_images=len(members),
+            sample=self._sample(),
+            num_images=len(self.training.loader.members),
             metrics=self.metrics,
         )
         return write_exports(trained, folder, made_by=made_by)
+
+    def _sample(self) -> Sample:
+        return sample_of(self._source, [*self._shown, *self.training.loader.members], model=self.model, normalize=self.normalize)
 
 
 def _open_labelled(data: DataConfig, in_chans: int) -> LabelledData:

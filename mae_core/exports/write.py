@@ -46,11 +46,12 @@ def write_exports(trained: Trained, folder: Path, *, made_by: Provenance) -> Out
     for name in get_args(ExportFormat)[1:]:
         place = folder / FOLDERS[name]
         shutil.rmtree(place, ignore_errors=True)
-        why = refusals.get(name) if trained.spec.export.asks_for(name) else "it is not among export.formats of the spec"
-        if why is None:
-            outcomes[name] = _attempt(exporter, name, place)
+        if name in refusals:
+            outcomes[name] = ExportOutcome(left_out=refusals[name])
+        elif not trained.spec.export.asks_for(name):
+            outcomes[name] = ExportOutcome(left_out="it is not among export.formats of the spec")
         else:
-            outcomes[name] = ExportOutcome(left_out=why)
+            outcomes[name] = _attempt(exporter, name, place)
     write_cards(trained, folder, outcomes, made_by)
     return outcomes
 

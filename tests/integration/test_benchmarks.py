@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint_stall, cifar10, embed, images, start_up
-from mae_core.options import ModelConfig
+from benchmarks import checkpoint_stall, cifar10, embed, export, images, start_up
+from mae_core.options import ARCH_SIZES, ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
+from tests.unit.core_fixtures import SHALLOW
 from workers.contract import StorageRef
 
 
@@ -63,3 +64,11 @@ def test_start_up(live_service: LiveService, tmp_path: Path) -> None:
         assert seconds == sorted(seconds)
         assert 0 < seconds[0] < seconds[-1] == line[side]
     assert list(line["stages"]["ours"]) == list(start_up.STAGES)
+
+
+def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCH_SIZES, "tiny", SHALLOW)
+    line = export.measure(tmp_path, model=ModelConfig(arch="vit_tiny_patch16", image_size=32), batch_size=2, rounds=2)
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert line["others"].keys() == {"onnx", "torch-export", "hf"}
+    assert set(line["max_difference"]) == {"ours", "timm", *line["others"]}
