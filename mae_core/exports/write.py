@@ -40,8 +40,11 @@ def write_exports(trained: Trained, folder: Path, *, made_by: Provenance) -> Out
     What cannot be faithful or fails its test is left out, and why is in its outcome and in the card. Raises EncoderError where timm's
     layout fails.
     """
-    outcomes: Outcomes = {"timm": ExportOutcome(difference=_check_native(trained, folder))}
     exporter = _Exporter(trained, folder)
+    difference, allowed = exporter.compare_native()
+    if not difference <= allowed:
+        raise EncoderError(f"the features of the model written to {folder} differ by {difference:g} from those of the trained model")
+    outcomes: Outcomes = {"timm": ExportOutcome(difference=difference)}
     refusals = trained.spec.export_refusals()
     for name in get_args(ExportFormat)[1:]:
         place = folder / FOLDERS[name]
@@ -54,15 +57,6 @@ def write_exports(trained: Trained, folder: Path, *, made_by: Provenance) -> Out
             outcomes[name] = _attempt(exporter, name, place)
     write_cards(trained, folder, outcomes, made_by)
     return outcomes
-
-
-def _check_native(trained: Trained, folder: Path) -> float:
-    reference = _outputs(trained.module, trained.sample.images_BCHW)
-    found = _outputs(_load(trained, folder), trained.sample.images_BCHW)
-    difference, allowed = _difference(found, reference)
-    if not difference <= allowed:
-        raise EncoderError(f"the features of the model written to {folder} differ by {difference:g} from those of the trained model")
-    return difference
 
 
 def _attempt(exporter: "_Exporter", name: ExportFormat, place: Path) -> ExportOutcome:
@@ -80,13 +74,21 @@ def _attempt(exporter: "_Exporter", name: ExportFormat, place: Path) -> ExportOu
 
 
 class _Exporter:
-    """Writes one format after the other, each into its folder, and says by how much it differs, and by how much it may."""
+    """Writes one format after the other, each into its folder, and says by how much it differs, and by how much it may.
+
+    All is compared on the CPU in float32, wherever the model was trained: devices differ by more than exports may.
+    """
 
     def __init__(self, trained: Trained, folder: Path) -> None:
         self._trained, self._native = trained, folder
         self._images_BCHW = trained.sample.images_BCHW
         module = trained.module
         self._state = _on_cpu(exported_state(module) if isinstance(module, Classifier) else module.state_dict())
+
+    def compare_native(self) -> tuple[float, float]:
+        with torch.no_grad():
+            found: dict[str, Tensor] = Outputs(self._loaded)(self._images_BCHW)
+        return _difference(found, self._reference)
 
     def write(self, name: ExportFormat, folder: Path) -> tuple[float, float]:
         match name:
@@ -127,11 +129,18 @@ class _Exporter:
 
     @cached_property
     def _reference(self) -> dict[str, Tensor]:
-        return _outputs(self._trained.module, self._images_BCHW)
+        return self._outputs_of(self._state)
+
+    @cached_property
+    def _loaded(self) -> Encoder | Classifier:
+        """The model back from timm's layout."""
+        if self._trained.classes:
+            return load_classifier(self._native, wanted=None).classifier.eval()
+        return load_encoder(self._native, wanted=None)[0].eval()
 
     @cached_property
     def _program(self) -> ExportedProgram:
-        return trace(_load(self._trained, self._native))
+        return trace(self._loaded)
 
     @cached_property
     def _with_decoder(self) -> dict[str, Tensor]:
@@ -165,22 +174,8 @@ class _Exporter:
         return {"prediction": predicted.prediction_VQP}
 
 
-def _load(trained: Trained, folder: Path) -> Encoder | Classifier:
-    """The model back from timm's layout."""
-    if isinstance(trained.module, Encoder):
-        return load_encoder(folder, wanted=None)[0].eval()
-    return load_classifier(folder, wanted=None).classifier.eval()
-
-
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _outputs(module: Encoder | Classifier, images_BCHW: Tensor) -> dict[str, Tensor]:
-    device = next(module.parameters()).device
-    with torch.no_grad():
-        found: dict[str, Tensor] = Outputs(module).eval()(images_BCHW.to(device))
-    return {name: tensor.float().cpu() for name, tensor in found.items()}
 
 
 def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:

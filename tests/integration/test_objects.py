@@ -208,10 +208,13 @@ def test_of_many_who_commit_one_wins(store: ObjectStore, seaweedfs: Seaweedfs, b
 def test_damaged_encoder_is_refused(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     entry = store.put_file("jobs/job1/encoder/model.safetensors", tmp_path / "model.safetensors")
-    assert store.commit("jobs/job1/encoder/", encoder_manifest(**{"model.safetensors": entry}))
+    (tmp_path / "other").write_bytes(b"the same in another format")
+    other = store.put_file("jobs/job1/encoder/hf/model.safetensors", tmp_path / "other")
+    assert store.commit("jobs/job1/encoder/", encoder_manifest(**{"model.safetensors": entry, "hf/model.safetensors": other}))
     fetched = tmp_path / "fetched"
     fetched.mkdir()
     store.fetch_encoder(f"s3://{bucket}/jobs/job1/encoder/", fetched)
+    assert [path.name for path in fetched.iterdir()] == ["model.safetensors"]
     assert (fetched / "model.safetensors").read_bytes() == b"weights"
     seaweedfs.client().put_object(Bucket=bucket, Key="jobs/job1/encoder/model.safetensors", Body=b"w3ights")
     with pytest.raises(EncoderError, match=r"model.safetensors is damaged"):

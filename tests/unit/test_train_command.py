@@ -52,6 +52,7 @@ def spec_file(folder: Path, **changes: Any) -> Path:
         "data": {"source": str(folder / "images"), "max_corrupt_fraction": 0.5},
         "optim": {"epochs": 2, "batch_size": 4, "base_lr": 0.01, "warmup_epochs": 1},
         "checkpoint": {"every_steps": 3},
+        "export": {"formats": []},
     }
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec | changes))
@@ -126,6 +127,8 @@ def test_the_digits_from_spec_to_encoder_and_probe(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out" / STATES).exists()
     wanted = ModelConfig(arch="vit_tiny_patch4", image_size=8, in_chans=1)
     load_encoder(tmp_path / "out" / "result", wanted=wanted)
+    written = {path.name for path in (tmp_path / "out" / "result").iterdir() if path.is_dir()}
+    assert written == {"hf", "hf-mae", "torch", "onnx", "torch_export"}
 
     probe = {
         "kind": "probe",
@@ -177,7 +180,7 @@ def test_a_state_of_another_spec_is_not_taken_up(
     interrupted(spec_file(tmp_path), output, at=4, monkeypatch=monkeypatch)
     assert run(spec_file(tmp_path, seed=1), output) == 1
     assert "is the training state of another spec; choose another --output, or delete it" in capsys.readouterr().err
-    assert run(spec_file(tmp_path, name="renamed", checkpoint={"every_steps": 4}), output) == 0
+    assert run(spec_file(tmp_path, name="renamed", checkpoint={"every_steps": 4}, export={"formats": ["torch"]}), output) == 0
 
 
 def test_a_damaged_state_is_passed_over_and_an_unfinished_one_does_not_exist(

@@ -65,6 +65,7 @@ def seen_alone(folder: Path, name: str) -> dict[str, Any]:
 def test_both_workers_see_the_same(folder: Path, name: str) -> None:
     first, second = seen_by_both(folder, name)
     weights, others = first.pop("weights"), second.pop("weights")
+    first.pop("exported", None)  # by the first one alone
     assert repr(first) == repr(second)  # also where a loss is not a number
     assert weights.keys() == others.keys()
     assert weights
@@ -89,6 +90,13 @@ def test_two_workers_probe_like_one(folder: Path) -> None:
     assert list(both["losses"].values()) == pytest.approx(list(alone["losses"].values()), rel=1e-5)
     for place, weight in alone["weights"].items():
         torch.testing.assert_close(both["weights"][place], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sharded_autoencoder_is_exported_whole(folder: Path) -> None:
+    seen = seen_by_both(folder, "pretrain-sharded")[0]
+    trained = {name.removeprefix("module.").removeprefix("encoder."): tensor for name, tensor in seen["weights"].items()}
+    assert trained.keys() == seen["exported"].keys()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in seen["exported"].items())
 
 
 @pytest.mark.parametrize("name", ["poisoned", "poisoned-sharded"])

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mae_core import reconstruct
+from mae_core.config import PretrainSpec
 from mae_core.errors import MaeError
+from mae_core.exports.hf import read_hf
 from mae_core.options import ARCH_SIZES
 from mae_core.probe import ProbeRun
+from mae_core.provenance import provenance
 from mae_core.run import Run, TrainedRun
 from mae_core.runs import open_run
 from mae_core.world import World
@@ -40,7 +44,9 @@ def scenarios(folder: Path, *, num_workers: int) -> dict[str, Spec]:
     return {
         "pretrain": pretrain_spec(images, optim=_SLOWLY, resources=resources),
         "pretrain-accumulated": pretrain_spec(images, optim=_SLOWLY | {"accumulation": 2}, resources=resources),
-        "pretrain-sharded": pretrain_spec(images, optim=_SLOWLY | {"accumulation": 2}, resources=resources, parallel=_SHARDED),
+        "pretrain-sharded": pretrain_spec(
+            images, optim=_SLOWLY | {"accumulation": 2}, resources=resources, parallel=_SHARDED, export={"formats": ["hf-mae"]}
+        ),
         "pretrain-cheap": pretrain_spec(images, optim=_SLOWLY, resources=resources, masking={"num_masks": 2}, decoder=_CROSS),
         "pretrain-evaluated": pretrain_spec(images, optim=_SLOWLY, resources=resources, evaluation=_evaluation(images), parallel=_SHARDED),
         "finetune-augmented": finetune_spec(images, optim=_SLOWLY | {"drop_path": 0.5}, resources=resources, **_AUGMENTED),
@@ -82,7 +88,17 @@ def outcome(spec: Spec, *, world: World, stop_asked_by: int | None, poisoned_ste
         state = {name: tensor for name, tensor in run.training_state().items() if name.startswith("module.")}
         seen["sharded"] = any(isinstance(tensor, DTensor) for tensor in state.values())
         seen["weights"] = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
+    if isinstance(spec, PretrainSpec) and spec.export.formats and world.rank == 0:  # alone, when the others may have gone
+        seen["exported"] = _decoder_exported(run)
     return seen
+
+
+def _decoder_exported(run: Run) -> dict[str, torch.Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        run.write_result(Path(folder))
+        outcomes = run.write_exports(Path(folder), provenance())
+        assert outcomes["hf-mae"].difference == 0, outcomes
+        return read_hf(Path(folder) / "hf-mae")
 
 
 def _poison(run: Run, step: int) -> None:
