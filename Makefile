@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test check lint format install clean
+.PHONY: help demo up down test check bench lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
 	@echo "make up      install, and start the service on this machine; make down stops it"
 	@echo "make test    install, and run all tests"
+	@echo "make bench   install, and run the benchmarks"
 	@echo "make check   format, lint, types, architecture and unit tests"
 
 demo: .venv/installed
@@ -25,6 +26,10 @@ test: .venv/installed-dev
 
 check: lint
 	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py
+
+# Each prints one JSON line or more; benchmarks/README.md has the last ones. Some minutes each; cifar10 and cifar10_table take hours and run by hand.
+bench: .venv/installed-dev
+	@for name in train_step images start_up export embed checkpoint_stall; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -135,9 +135,11 @@ class MaskedAutoencoder(nn.Module):
                 x_VQE = run_block(block, x_VQE, tokens_VND, checkpointed=self.encoder.activation_checkpointing)
         else:
             x_VNE = self._all_tokens(self.decoder_embed(tokens_VND), masking) + self.decoder_pos_embed
-            for block in self.decoder_blocks:
+            *blocks, last = self.decoder_blocks
+            for block in blocks:
                 x_VNE = run_block(block, x_VNE, checkpointed=self.encoder.activation_checkpointing)
-            x_VQE = take_tokens(x_VNE[:, 1:], predicted_VQ)
+            # Nobody reads the other tokens of the last block; the first token is the class token.
+            x_VQE = run_block(last, x_VNE, None, predicted_VQ + 1, checkpointed=self.encoder.activation_checkpointing)
         return cast(Tensor, self.decoder_pred(self.decoder_norm(x_VQE)))
 
     def _all_tokens(self, x_VNE: Tensor, masking: Masking) -> Tensor:

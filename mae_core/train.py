@@ -20,6 +20,7 @@ from mae_core.config import RUN_SPEC, EvaluateSpec, PretrainSpec, Spec, with_abs
 from mae_core.encoders import has_head
 from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
+from mae_core.memory import keep_memory
 from mae_core.parts import FolderParts
 from mae_core.provenance import provenance
 from mae_core.run import Run
@@ -163,4 +164,5 @@ def _tell(progress: Progress, *, output: Path, metrics_to: object, seconds: floa
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

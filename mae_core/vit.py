@@ -25,11 +25,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, index_BQ: Tensor | None = None) -> Tensor:
+        """Every token attends to all; with `index_BQ` those alone are computed (B, Q, D)."""
         B, N, D = x_BND.shape
-        q, k, v = self.qkv(x_BND).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return cast(Tensor, self.proj(attended.transpose(1, 2).reshape(B, N, D)))
+        if index_BQ is None:
+            q, k, v = self.qkv(x_BND).reshape(B, N, 3, self.num_heads, -1).unbind(2)
+        else:
+            (weight_q, weight_kv), (bias_q, bias_kv) = (torch.split(each, [D, 2 * D]) for each in (self.qkv.weight, self.qkv.bias))
+            q = F.linear(take_tokens(x_BND, index_BQ), weight_q, bias_q).reshape(B, -1, self.num_heads, D // self.num_heads)
+            k, v = F.linear(x_BND, weight_kv, bias_kv).reshape(B, N, 2, self.num_heads, -1).unbind(2)
+        # Unbound before they are transposed, so that on the way back their gradients are stacked in one copy instead of two.
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return cast(Tensor, self.proj(attended.transpose(1, 2).flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -45,7 +52,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block. `scale_B2` multiplies what its two branches add (stochastic depth); None: as they are."""
+    """A pre-norm transformer block. `scale_B2` multiplies what its two branches add (stochastic depth); None: as they are.
+    `index_BQ`: the tokens to compute, all where it is None."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -54,8 +62,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x_BND: Tensor, scale_B2: Tensor | None = None) -> Tensor:
-        attended = self.attn(self.norm1(x_BND))
+    def forward(self, x_BND: Tensor, scale_B2: Tensor | None = None, index_BQ: Tensor | None = None) -> Tensor:
+        attended = self.attn(self.norm1(x_BND), index_BQ)
+        x_BND = x_BND if index_BQ is None else take_tokens(x_BND, index_BQ)
         x_BND = x_BND + (attended if scale_B2 is None else attended * scale_B2[:, 0, None, None])
         mixed: Tensor = self.mlp(self.norm2(x_BND))
         return x_BND + (mixed if scale_B2 is None else mixed * scale_B2[:, 1, None, None])

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from mae_core.memory import KEEPS_MEMORY
 from service import events
 from service.artifacts import job_prefix
 from service.errors import RayUnreachable
@@ -53,6 +54,7 @@ def ensure_submitted(ray: RayJobs, job: JobRow, attempt: AttemptRow, settings: S
             env_vars={
                 ORDER_VARIABLE: work_order(job, attempt, settings).model_dump_json(),
                 "RAY_JOB_STOP_WAIT_TIME_S": str(RAY_STOP_WAIT_SECONDS),
+                **KEEPS_MEMORY,
             },
             metadata={"job": job.id, "attempt": str(attempt.number)},
         )

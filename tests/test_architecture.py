@@ -24,6 +24,7 @@ CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "boto
 # The first pattern that fits a module decides: third-party libraries, then modules of ours.
 RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.recipes", set(), set()),
+    ("mae_core.memory", set(), set()),
     ("mae_core.options", CONTROL, set()),
     ("mae_core.exports.formats", CONTROL, {"mae_core.options"}),
     ("mae_core.config", CONTROL, {"mae_core.exports.formats", "mae_core.options", "mae_core.recipes"}),
@@ -34,7 +35,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("service.client", {"httpx"}, {"workers.contract", "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
     ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
-    ("service.*", SERVICE, {"service.*", "workers.contract", *SPECS}),
+    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", *SPECS}),
 ]
 # Inside service: who may be imported by whom, beyond the table above.
 ONLY_BY = {

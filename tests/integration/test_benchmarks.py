@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint_stall, cifar10, embed, export, images, start_up
+from benchmarks import checkpoint_stall, cifar10, embed, export, images, start_up, train_step
 from mae_core.options import ARCH_SIZES, ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
@@ -72,3 +72,10 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert line["ratio"] == line["ours"] / line["peer"]
     assert line["others"].keys() == {"onnx", "torch-export", "hf"}
     assert set(line["max_difference"]) == {"ours", "timm", *line["others"]}
+
+
+def test_train_step() -> None:
+    line = train_step.measure(arch="vit_tiny_patch16", image_size=32, batch_size=2, threads=1, steps=1, turns=1, device="cpu")
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert set(line["details"]) == {"ours", "peer", "peer_with_our_allocator"}
+    assert all(side["of_matmul"] > 0 and side["peak_mib"] > 0 for side in line["details"].values())

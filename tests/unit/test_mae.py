@@ -10,7 +10,7 @@ from mae_core.mae import MaeOutput, MaskedAutoencoder
 from mae_core.masking import draw_masking
 from mae_core.options import DecoderConfig, MaskingConfig, ModelConfig, TargetConfig
 from mae_core.patches import patchify, unpatchify
-from mae_core.vit import Encoder, initialise, take_tokens
+from mae_core.vit import Block, Encoder, initialise, take_tokens
 
 MODEL = ModelConfig(arch="vit_tiny_patch4", image_size=(12, 16))
 
@@ -81,10 +81,13 @@ def test_changing_a_visible_patch_changes_the_prediction_alone(images: Tensor, n
 
 
 def test_masked_patches_are_decoded_at_their_own_places(noise: Tensor) -> None:
-    """With a decoder that hands its input on, visible tokens and mask tokens stand where the mask says."""
+    """With a decoder whose one block hands its input on, visible tokens and mask tokens stand where the mask says."""
     mae = autoencoder()
     mae.decoder_embed, mae.decoder_norm, mae.decoder_pred = nn.Identity(), nn.Identity(), nn.Identity()  # type: ignore[assignment]
-    mae.decoder_blocks = nn.ModuleList()
+    mae.decoder_blocks = nn.ModuleList([Block(64, 2)])
+    for branch in (mae.decoder_blocks[0].attn.proj, mae.decoder_blocks[0].mlp.fc2):  # type: ignore[union-attr]
+        nn.init.zeros_(branch.weight)  # type: ignore[arg-type,union-attr]
+        nn.init.zeros_(branch.bias)  # type: ignore[arg-type,union-attr]
     masking = draw_masking(noise, strategy="random", grid=MODEL.grid, num_keep=mae.num_keep)
     numbered = torch.cat([torch.zeros(2, 1), masking.keep_BK + 1.0], dim=1)[..., None].expand(-1, -1, 64)
     mae.mask_token = nn.Parameter(torch.full((1, 1, 64), -1.0))
