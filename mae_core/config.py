@@ -106,6 +106,9 @@ class PretrainSpec(RunConfig):
     kind: Literal["pretrain"]
     data: TrainingDataConfig
     model: ModelConfig
+    encoder: EncoderRef | None = Field(
+        default=None, description="goes on from this encoder's weights, and from its decoder's where they are there and fit; null: random"
+    )
     masking: MaskingConfig = MaskingConfig()
     decoder: DecoderConfig = DecoderConfig()
     target: TargetConfig = TargetConfig()
@@ -131,6 +134,8 @@ class PretrainSpec(RunConfig):
             )
         if self.decoder.attention == "cross" and self.masking.encoder_mask_tokens:
             raise ValueError("masking.encoder_mask_tokens: a decoder of cross attention reads visible tokens alone; use attention: self")
+        if self.encoder is not None and self.encoder.init is not None:
+            raise ValueError("encoder: a pretraining begins with random weights anyway; leave it out")
         if self.data.validation is not None:
             raise ValueError(
                 "data.validation: pretraining uses no validation images; leave it out "
@@ -151,6 +156,11 @@ class PretrainSpec(RunConfig):
     def export_refusals(self) -> Refusals:
         """Formats that cannot be faithful to what this run trains, and why."""
         return pretraining_refusals(self.model, self.masking, self.decoder)
+
+    def with_model(self, model: ModelConfig, *, where: str) -> Self:
+        """This spec. Raises ValueError where its encoder's model is another."""
+        _check_same(self.model, model, where=where)
+        return self
 
 
 class EncoderRun(RunConfig):
@@ -180,13 +190,7 @@ class EncoderRun(RunConfig):
     def with_model(self, model: ModelConfig, *, where: str) -> Self:
         """This spec with the model of its encoder, and what the recipe says for that. ValueError where the spec asks for another model."""
         if self.model is not None:
-            differ = [
-                f"{name} {getattr(self.model, name)!r} (encoder: {getattr(model, name)!r})"
-                for name in ("arch", "in_chans")
-                if getattr(self.model, name) != getattr(model, name)
-            ]
-            if differ:
-                raise ValueError(f"model does not fit the encoder {where}: {', '.join(differ)}; leave model out to take the encoder's")
+            _check_same(self.model, model, where=where, remedy="; leave model out to take the encoder's")
             return self
         return type(self).model_validate(self.model_dump(exclude_unset=True) | {"model": model.model_dump()})
 
@@ -299,6 +303,16 @@ class EmbedSpec(EncoderRun):
         if self.data.validation is not None or self.data.validation_fraction:
             raise ValueError("data: all images of data.source are embedded; leave validation and validation_fraction out")
         return self
+
+
+def _check_same(own: ModelConfig, model: ModelConfig, *, where: str, remedy: str = "") -> None:
+    differ = [
+        f"{name} {getattr(own, name)!r} (encoder: {getattr(model, name)!r})"
+        for name in ("arch", "in_chans")
+        if getattr(own, name) != getattr(model, name)
+    ]
+    if differ:
+        raise ValueError(f"model does not fit the encoder {where}: {', '.join(differ)}{remedy}")
 
 
 Spec = PretrainSpec | ProbeSpec | FinetuneSpec | EvaluateSpec | EmbedSpec

@@ -1,100 +1,89 @@
-"""Reads what an `encoder:` names.
+"""Opens what an `encoder:` names: what this project wrote, or timm, Hugging Face or the MAE authors' code (`mae_core.saved_weights`).
 
 Where the wanted model has another image size, positions are interpolated; nothing else is changed.
 """
 
-import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mae_core.classifier import Classifier
 from mae_core.errors import EncoderError
-from mae_core.export import CONFIG, WEIGHTS, check_tensors, exported_state
+from mae_core.export import check_tensors, exported_state
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.patches import resize_positions
+from mae_core.saved_config import SavedConfig
+from mae_core.saved_weights import in_float32, read_config, read_weights
 from mae_core.vit import Encoder
 
 _HEAD = ("head.", "fc_norm.")  # a classifier's own tensors, beside its encoder's
 
 
+class LoadedEncoder(NamedTuple):
+    """An encoder and the normalisation of its images, None where its files do not say it. decoder: what it was pretrained with, if it is
+    there, by the authors' names."""
+
+    encoder: Encoder
+    normalize: NormalizeConfig | None
+    decoder: dict[str, Tensor]
+
+
 class LoadedClassifier(NamedTuple):
-    """A fine-tuned model, the names of its classes in the order of its outputs, and the normalisation of its images."""
+    """A fine-tuned model, the names of its classes in the order of its outputs, and the normalisation of its images as above."""
 
     classifier: Classifier
     classes: list[str]
-    normalize: NormalizeConfig
+    normalize: NormalizeConfig | None
 
 
-def has_head(folder: Path) -> bool:
-    """Whether `folder` holds a fine-tuned model, not an encoder alone. Raises EncoderError where it cannot be read."""
-    return bool(_read_config(folder).classes)
+def has_head(place: Path) -> bool:
+    """Whether the folder or file holds a fine-tuned model, not an encoder alone. Raises EncoderError where it cannot be read."""
+    return bool(read_config(place).classes)
 
 
-def read_model(folder: Path) -> ModelConfig:
-    """The model of an encoder or a classifier in `folder`. Raises EncoderError."""
-    return _read_config(folder).model
+def read_model(place: Path) -> ModelConfig:
+    """The model of an encoder or a classifier. Raises EncoderError."""
+    return read_config(place).model
 
 
-def load_encoder(folder: Path, *, wanted: ModelConfig | None) -> tuple[Encoder, NormalizeConfig]:
-    """An encoder written by `write_encoder`, and its normalisation.
+def load_encoder(place: Path, *, wanted: ModelConfig | None) -> LoadedEncoder:
+    """An encoder without a head, from a folder or a file of weights.
 
     Where the `wanted` model has another image size, positions are interpolated. Raises EncoderError where anything else differs.
     """
-    config = _read_config(folder)
+    config = read_config(place)
     if config.classes:
-        raise EncoderError(f"encoder {folder} is a fine-tuned model with a head; name the encoder that it started from")
-    model = _model_to_build(config.model, wanted, folder=folder)
+        raise EncoderError(f"encoder {place} is a fine-tuned model with a head; name the encoder that it started from")
+    model = _model_to_build(config.model, wanted, place=place)
     with torch.device("meta"):
         saved, encoder = Encoder(config.model), Encoder(model)
-    state = _read_weights(folder, expected=saved.state_dict())
+    state, decoder = _read_tensors(place, config, expected=saved.state_dict())
     encoder.load_state_dict(_resized(state, config.model, model), assign=True)
     encoder.pos_embed.requires_grad_(False)
-    return encoder, config.normalize
+    return LoadedEncoder(encoder, config.normalize, decoder)
 
 
-def load_classifier(folder: Path, *, wanted: ModelConfig | None) -> LoadedClassifier:
-    """A fine-tuned model written by `write_classifier`. `wanted` and errors are those of `load_encoder`."""
-    config = _read_config(folder)
+def load_classifier(place: Path, *, wanted: ModelConfig | None) -> LoadedClassifier:
+    """A fine-tuned model. `wanted` and errors are those of `load_encoder`."""
+    config = read_config(place)
     if not config.classes:
-        raise EncoderError(f"encoder {folder} has no head; name a folder that a fine-tuning wrote")
-    model = _model_to_build(config.model, wanted, folder=folder)
+        raise EncoderError(f"encoder {place} has no head; name a folder that a fine-tuning wrote")
+    model = _model_to_build(config.model, wanted, place=place)
     with torch.device("meta"):
         saved, classifier = (
             Classifier(Encoder(each), num_classes=len(config.classes), pooling=config.pooling, generator=torch.Generator())
             for each in (config.model, model)
         )
-    state = _resized(_read_weights(folder, expected=exported_state(saved)), config.model, model)
-    own = {name if name.startswith(_HEAD) else f"encoder.{name}": tensor for name, tensor in state.items()}
+    state, _ = _read_tensors(place, config, expected=exported_state(saved))
+    resized = _resized(state, config.model, model)
+    own = {name if name.startswith(_HEAD) else f"encoder.{name}": tensor for name, tensor in resized.items()}
     classifier.load_state_dict(own, assign=True)
     return LoadedClassifier(classifier, config.classes, config.normalize)
 
 
-class _Config(NamedTuple):
-    """What `config.json` says. No classes: an encoder without a head."""
-
-    model: ModelConfig
-    normalize: NormalizeConfig
-    classes: list[str]
-    pooling: Literal["mean", "cls"]
-
-
-def _read_config(folder: Path) -> _Config:
-    try:
-        said = json.loads((folder / CONFIG).read_text())
-        model = ModelConfig.model_validate(said["maestro"]["model"])
-        normalize = NormalizeConfig.model_validate(said["maestro"]["normalize"])
-        classes = [str(name) for name in said.get("label_names", [])]
-        return _Config(model, normalize, classes, "mean" if said.get("global_pool") == "avg" else "cls")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EncoderError(f"encoder {folder}: {CONFIG} cannot be read ({error}); name a folder that a pretraining wrote") from error
-
-
-def _model_to_build(saved: ModelConfig, wanted: ModelConfig | None, *, folder: Path) -> ModelConfig:
+def _model_to_build(saved: ModelConfig, wanted: ModelConfig | None, *, place: Path) -> ModelConfig:
     if wanted is None:
         return saved
     differ = [
@@ -103,17 +92,16 @@ def _model_to_build(saved: ModelConfig, wanted: ModelConfig | None, *, folder: P
         if getattr(saved, name) != getattr(wanted, name)
     ]
     if differ:
-        raise EncoderError(f"encoder {folder}: {'; '.join(differ)}; leave model out to take the encoder's")
+        raise EncoderError(f"encoder {place}: {'; '.join(differ)}; leave model out to take the encoder's")
     return wanted
 
 
-def _read_weights(folder: Path, *, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"encoder {folder}: {WEIGHTS} cannot be read ({error})") from error
-    check_tensors(state, expected, where=f"encoder {folder / WEIGHTS}")
-    return state
+def _read_tensors(place: Path, config: SavedConfig, *, expected: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The model's tensors and the decoder's. Raises EncoderError that lists what is missing, not the model's, or of another shape."""
+    saved = read_weights(place)
+    state = saved.state if config.is_ours else in_float32(saved.state)
+    check_tensors(state, expected, where=f"encoder {saved.file}")
+    return state, in_float32(saved.decoder) if config.decoder else {}
 
 
 def _resized(state: dict[str, Tensor], saved: ModelConfig, model: ModelConfig) -> dict[str, Tensor]:

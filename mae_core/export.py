@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from mae_core.classifier import Classifier
 from mae_core.errors import EncoderError
 from mae_core.options import ModelConfig, NormalizeConfig
+from mae_core.saved_config import CONFIG, WEIGHTS
 from mae_core.vit import Encoder
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _TIMM_ARCHITECTURES = {
     "tiny": "vit_tiny_patch16_224",
     "small": "vit_small_patch16_224",

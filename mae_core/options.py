@@ -367,13 +367,18 @@ class EvaluationConfig(Strict):
 
 
 class EncoderRef(Strict):
-    """Which encoder a run starts from: exactly one of a job, an artifact in S3, a local folder, or random weights."""
+    """Which encoder a run starts from: exactly one of a job, an artifact in S3, a local folder or file, or random weights.
+
+    Artifacts and files may be of this project, of timm, of Hugging Face or of the MAE authors' code.
+    """
 
     job: str | None = Field(default=None, pattern=r"^[a-z0-9]{1,40}$")
     artifact: str | None = Field(
         default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s?#]{1,900}$", examples=["s3://maestro/jobs/…/encoder/"]
     )
-    file: str | None = Field(default=None, min_length=1, max_length=4096, description="a folder with config.json and model.safetensors")
+    file: str | None = Field(
+        default=None, min_length=1, max_length=4096, description="a folder with config.json beside its weights, or a file of weights"
+    )
     init: Literal["random"] | None = None
 
     @model_validator(mode="after")

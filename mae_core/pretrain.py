@@ -1,5 +1,6 @@
 """The pretraining run."""
 
+import logging
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mae_core.config import PretrainSpec
 from mae_core.data.loader import MicroBatch, SkippedImages
 from mae_core.data.source import LabelledData, check_same_images, check_units, open_source, split
 from mae_core.data.transforms import normalise
+from mae_core.encoders import load_encoder
 from mae_core.errors import DataError
 from mae_core.export import write_encoder
 from mae_core.exports.formats import Outcomes
@@ -24,18 +26,20 @@ from mae_core.provenance import Provenance
 from mae_core.randomness import Stream, uniform
 from mae_core.reconstruct import reconstructions_of
 from mae_core.rounds import newly_skipped, told_in_rounds
-from mae_core.run import TrainedRun, seeded, training_loader
+from mae_core.run import TrainedRun, seeded, statistics_of, training_loader
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
+
+logger = logging.getLogger(__name__)
 
 _NUM_SHOWN = 8  # images in a picture of reconstructions
 _EVALUATIONS = 10  # in a run that says nothing of them
 
 
 class PretrainRun(TrainedRun):
-    """Masked-autoencoder pretraining. Its result is the encoder alone."""
+    """Masked-autoencoder pretraining, from random weights or on from those of `encoder_folder`. Its result is the encoder alone."""
 
-    def __init__(self, spec: PretrainSpec, *, world: World) -> None:
+    def __init__(self, spec: PretrainSpec, *, world: World, encoder_folder: Path | None = None) -> None:
         self._spec: PretrainSpec = spec
         self._world = world
         self.model, self.metrics = spec.model, {}
@@ -53,11 +57,13 @@ class PretrainRun(TrainedRun):
         encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
         self._whole = self._mae = self._new_mae(encoder)
         initialise(self._mae, seeded(spec.seed))
+        self.normalize = spec.data.normalize_for(spec.model.in_chans)
+        if encoder_folder is not None:
+            self._go_on_from(encoder_folder)
         self._mae.to(world.device)
         if spec.parallel.strategy == "fsdp":
             shard(self._mae, world)
         loader = training_loader(spec, self._source, members, spec.model, world, views=spec.masking.num_masks)
-        self.normalize = spec.data.normalize_for(spec.model.in_chans)
         self._is_measured = spec.data.normalize != "auto"
         self.training = Training(
             module=self._mae,
@@ -74,6 +80,21 @@ class PretrainRun(TrainedRun):
 
     def _new_mae(self, encoder: Encoder) -> MaskedAutoencoder:
         return MaskedAutoencoder(encoder, masking=self._spec.masking, decoder=self._spec.decoder, target=self._spec.target)
+
+    def _go_on_from(self, place: Path) -> None:
+        """Takes the weights of a saved encoder and, where they are there and fit, of its decoder."""
+        loaded = load_encoder(place, wanted=self.model)
+        self._mae.encoder.load_state_dict(loaded.encoder.state_dict())
+        if self._spec.data.normalize != "auto":
+            self.normalize = statistics_of(self._spec.data, loaded.normalize)
+        own = {name: tensor for name, tensor in self._mae.state_dict().items() if not name.startswith("encoder.")}
+        saved = loaded.decoder | {"decoder_pos_embed": own["decoder_pos_embed"]}  # fixed, and of this image size
+        if saved.keys() == own.keys() and all(tensor.shape == own[name].shape for name, tensor in saved.items()):
+            self._mae.load_state_dict(saved, strict=False)
+            logger.info("going on from the encoder %s and its decoder", place)
+        else:
+            why = "is of another shape" if loaded.decoder else "is not there"
+            logger.info("going on from the encoder %s with a new decoder, as its own %s", place, why)
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:
         device = self._world.device

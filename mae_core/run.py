@@ -17,9 +17,10 @@ from mae_core.data.loader import SkippedImages, TrainLoader
 from mae_core.data.source import ImageSource
 from mae_core.data.statistics import channel_statistics
 from mae_core.encoders import load_encoder
+from mae_core.errors import SpecError
 from mae_core.exports.formats import Outcomes
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
-from mae_core.options import ModelConfig, NormalizeConfig
+from mae_core.options import DataConfig, ModelConfig, NormalizeConfig
 from mae_core.parts import StoredFile
 from mae_core.provenance import Provenance
 from mae_core.vit import Encoder, initialise
@@ -152,10 +153,17 @@ def seeded(seed: int) -> torch.Generator:
 def starting_encoder(spec: EncoderSpec, folder: Path | None, seed: int) -> tuple[Encoder, NormalizeConfig]:
     """The encoder a probe or fine-tune starts from, and the normalisation of its images (the encoder's, unless the spec gives one)."""
     if folder is not None:
-        encoder, normalize = load_encoder(folder, wanted=spec.model)
-        given = spec.data.normalize
-        return encoder, given if isinstance(given, NormalizeConfig) else normalize
+        loaded = load_encoder(folder, wanted=spec.model)
+        return loaded.encoder, statistics_of(spec.data, loaded.normalize)
     assert spec.model is not None, "the spec's own check"
     encoder = Encoder(spec.model)
     initialise(encoder, seeded(seed))
     return encoder, spec.data.normalize_for(spec.model.in_chans)
+
+
+def statistics_of(data: DataConfig, saved: NormalizeConfig | None) -> NormalizeConfig:
+    """How images of a saved encoder are normalised: as the spec says, else as the encoder's own were. Raises SpecError without either."""
+    known = data.normalize if isinstance(data.normalize, NormalizeConfig) else saved
+    if known is None:
+        raise SpecError("data.normalize: the encoder's files say no mean and standard deviation of its channels; give them, as {mean, std}")
+    return known

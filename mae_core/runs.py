@@ -20,14 +20,14 @@ from mae_core.world import World
 
 
 def open_run(spec: Spec, *, world: World, encoder_folder: Path | None, parts: PartStore | None = None) -> Run:
-    """The run that `spec` describes. `encoder_folder` holds the encoder that it names, None for random weights;
+    """The run that `spec` describes. `encoder_folder` (or file) holds the encoder that it names, None for random weights;
     an embedding goes to `parts`.
 
     Raises DataError, EncoderError or SpecError.
     """
     torch.set_num_threads(spec.resources.cpus_per_worker)
     if isinstance(spec, PretrainSpec):
-        return PretrainRun(spec, world=world)
+        return PretrainRun(spec, world=world, encoder_folder=encoder_folder)
     if spec.model is None and encoder_folder is not None:
         spec = _with_model_of(encoder_folder, spec)
     if isinstance(spec, ProbeSpec) and spec.data.transform is not None:

@@ -19,7 +19,7 @@ from mae_core.features import Features, encode_features
 from mae_core.knn import TEMPERATURE, knn_rounds, num_knn_rounds
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.rounds import Round, measured_rounds, num_rounds
-from mae_core.run import starting_encoder
+from mae_core.run import starting_encoder, statistics_of
 from mae_core.world import World
 
 
@@ -54,8 +54,7 @@ class HeadScorer(Scorer):
         loaded = load_classifier(folder, wanted=spec.model)
         self._classifier, self.classes = loaded.classifier.to(world.device).eval(), loaded.classes
         self.model = loaded.classifier.encoder.model
-        given = spec.data.normalize
-        self.normalize = given if isinstance(given, NormalizeConfig) else loaded.normalize
+        self.normalize = statistics_of(spec.data, loaded.normalize)
         self._source = open_source(spec.data.validation or spec.data.source, in_chans=self.model.in_chans)
         check_same_images([self._source], world)
         held_back = spec.data.validation_fraction

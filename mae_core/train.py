@@ -16,7 +16,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from mae_core.config import RUN_SPEC, EvaluateSpec, PretrainSpec, Spec, with_absolute_paths
+from mae_core.config import RUN_SPEC, EvaluateSpec, Spec, with_absolute_paths
 from mae_core.encoders import has_head
 from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
@@ -134,10 +134,10 @@ def _for_one_worker(spec: Spec) -> Spec:
 
 
 def _encoder_folder(spec: Spec) -> Path | None:
-    if isinstance(spec, PretrainSpec) or spec.encoder.init is not None:
+    if spec.encoder is None or spec.encoder.init is not None:
         return None
     if spec.encoder.file is None:
-        raise SpecError("encoder: without the service only {file: FOLDER} and {init: random} can be used")
+        raise SpecError("encoder: without the service only {file: PATH} and {init: random} can be used")
     folder = Path(spec.encoder.file)
     ignored = spec.model_fields_set & {"knn", "pooling"}
     if isinstance(spec, EvaluateSpec) and ignored and has_head(folder):  # here, where the spec is as its user wrote it

@@ -32,7 +32,7 @@ class StoredObject(NamedTuple):
 
 
 class Storage(Protocol):
-    """What the service asks of object storage. Keys are whole keys; everything but `read_text` is in our own bucket.
+    """What the service asks of object storage. Keys are whole keys, in our own bucket where no other is named.
 
     Raises ObjectNotFound, and StorageUnreachable for all that a later try may mend.
     """
@@ -42,7 +42,7 @@ class Storage(Protocol):
     def check(self) -> None: ...
     def read_text(self, key: str, *, bucket: str | None = None) -> str: ...
     def put_text(self, key: str, text: str) -> None: ...
-    def list(self, prefix: str) -> list[StoredObject]: ...
+    def list(self, prefix: str, *, bucket: str | None = None) -> list[StoredObject]: ...
     def presign(self, key: str) -> str: ...
 
 
@@ -88,9 +88,9 @@ class S3Storage:
                 Bucket=self.bucket, Key=key, Body=text.encode(errors="replace"), ContentType="text/plain; charset=utf-8"
             )
 
-    def list(self, prefix: str) -> "list[StoredObject]":
+    def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
         with self._errors(f"{prefix} cannot be listed"):
-            pages = self._client(self._endpoint).get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            pages = self._client(self._endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket or self.bucket, Prefix=prefix)
             return [StoredObject(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
 
     def presign(self, key: str) -> str:

@@ -1,24 +1,23 @@
 """What a spec refers to is looked up once, at submission, and frozen into it."""
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from mae_core.config import EncoderSpec, EvaluateSpec, PretrainSpec, Spec
-from mae_core.options import EncoderRef, ModelConfig
+from mae_core.config import EvaluateSpec, Spec
+from mae_core.options import EncoderRef
+from mae_core.saved_config import WEIGHT_SUFFIXES
 from service.db import Database
 from service.errors import Invalid, spec_errors
 from service.models import JobRow
-from service.storage import ObjectNotFound, Storage, split_uri
-from workers.contract import MANIFEST, EncoderManifest, JobStatus
-
-_FILES = ("config.json", "model.safetensors")
+from service.saved_encoders import FoundEncoder, LocalPlace, StoredPlace, find_encoder
+from service.storage import Storage
+from workers.contract import JobStatus
 
 
 def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources_are_local: bool) -> Spec:
     """The spec with its encoder named by an artifact and with the encoder's model; or Invalid with what to do."""
-    if isinstance(spec, PretrainSpec):
+    if spec.encoder is None:
         return spec
     if spec.encoder.init is not None:
         _check_evaluation(spec, has_head=False)
@@ -28,18 +27,18 @@ def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources
     field = "encoder.job" if spec.encoder.job is not None else "encoder.artifact"
     uri = _job_result(database, spec.encoder.job, spec) if spec.encoder.job is not None else spec.encoder.artifact
     assert uri is not None
-    uri = uri.rstrip("/") + "/"
-    manifest = _manifest(_read_manifest(storage, uri, field=field), field=field, where=uri)
+    if not uri.endswith(WEIGHT_SUFFIXES):
+        uri = uri.rstrip("/") + "/"
     frozen = spec.model_copy(update={"encoder": EncoderRef(artifact=uri)})
-    return _with_encoder(frozen, manifest, field=field, where=uri)
+    return _with_encoder(frozen, find_encoder(StoredPlace(storage, uri), field=field), field=field, where=uri)
 
 
-def _usable(spec: EncoderSpec) -> list[str]:
+def _usable(spec: Spec) -> list[str]:
     """Kinds of jobs whose result the spec can start from."""
     return ["pretrain", "finetune"] if isinstance(spec, EvaluateSpec) else ["pretrain"]
 
 
-def _job_result(database: Database, job_id: str, spec: EncoderSpec) -> str:
+def _job_result(database: Database, job_id: str, spec: Spec) -> str:
     field = "encoder.job"
     with database.read() as session:
         row = session.get(JobRow, job_id)
@@ -55,30 +54,33 @@ def _job_result(database: Database, job_id: str, spec: EncoderSpec) -> str:
     return row.result_uri
 
 
-def _read_manifest(storage: Storage, uri: str, *, field: str) -> str:
-    bucket, key = split_uri(uri)
-    try:
-        return storage.read_text(key + MANIFEST, bucket=bucket)
-    except ObjectNotFound:
-        raise Invalid(field, f"{uri} does not exist: there is no {MANIFEST} in it; name a folder that a job has committed") from None
+def _from_file(spec: Spec, path: str, *, sources_are_local: bool) -> Spec:
+    field = "encoder.file"
+    if not sources_are_local:
+        raise Invalid(field, "this service does not see its workers' disks; put the encoder into object storage and give its artifact")
+    if not Path(path).is_absolute():
+        raise Invalid(field, f"{path!r} must be an absolute path")
+    return _with_encoder(spec, find_encoder(LocalPlace(Path(path)), field=field), field=field, where=path)
 
 
-def _manifest(text: str, *, field: str, where: str) -> EncoderManifest:
-    try:
-        return EncoderManifest.model_validate_json(text)
-    except ValidationError:
-        raise Invalid(field, f"the {MANIFEST} of {where} is not an encoder's of this version of MAEstro; name another") from None
-
-
-def _with_encoder(spec: EncoderSpec, manifest: EncoderManifest, *, field: str, where: str) -> EncoderSpec:
-    if manifest.kind not in _usable(spec):
-        was = f"{where} is the result of a job of kind {manifest.kind}"
+def _with_encoder(spec: Spec, found: FoundEncoder, *, field: str, where: str) -> Spec:
+    if found.kind not in _usable(spec):
+        was = f"{where} is the result of a job of kind {found.kind}"
         raise Invalid(field, f"{was}, not {' or '.join(_usable(spec))}; name the encoder that it started from")
-    _check_evaluation(spec, has_head=manifest.kind == "finetune")
-    return _with_model(spec, manifest.model, where=where)
+    _check_evaluation(spec, has_head=found.kind == "finetune")
+    if found.model is None:
+        return spec  # the workers open the file
+    try:
+        return spec.with_model(found.model, where=where)
+    except ValidationError as error:
+        first = spec_errors(error.errors())[0]
+        at = "model" if first["field"] == "body" else first["field"]
+        raise Invalid(at, f"with the encoder {where}: {first['message']}") from None
+    except ValueError as error:
+        raise Invalid("model", str(error)) from None
 
 
-def _check_evaluation(spec: EncoderSpec, *, has_head: bool) -> None:
+def _check_evaluation(spec: Spec, *, has_head: bool) -> None:
     """What an evaluation needs, and what it would ignore, depends on whether the model has a head."""
     if not isinstance(spec, EvaluateSpec):
         return
@@ -91,32 +93,3 @@ def _check_evaluation(spec: EncoderSpec, *, has_head: bool) -> None:
             "an encoder without a head is measured by k-NN against labelled images: hold some back, "
             "with validation (a folder) or validation_fraction (such as 0.2)",
         )
-
-
-def _with_model(spec: EncoderSpec, model: ModelConfig, *, where: str) -> EncoderSpec:
-    try:
-        return spec.with_model(model, where=where)
-    except ValidationError as error:
-        first = spec_errors(error.errors())[0]
-        field = "model" if first["field"] == "body" else first["field"]
-        raise Invalid(field, f"with the encoder {where}: {first['message']}") from None
-    except ValueError as error:
-        raise Invalid("model", str(error)) from None
-
-
-def _from_file(spec: EncoderSpec, path: str, *, sources_are_local: bool) -> EncoderSpec:
-    field = "encoder.file"
-    if not sources_are_local:
-        raise Invalid(field, "this service does not see its workers' disks; put the encoder into object storage and give its artifact")
-    folder = Path(path)
-    if not folder.is_absolute():
-        raise Invalid(field, f"{path!r} must be an absolute path")
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if missing:
-        raise Invalid(field, f"{path!r} is not an encoder: it has no {' and no '.join(missing)}")
-    try:
-        text = (folder / MANIFEST).read_text()
-        json.loads(text)
-    except (OSError, ValueError):
-        return spec  # an encoder from elsewhere: the worker reads its config.json
-    return _with_encoder(spec, _manifest(text, field=field, where=path), field=field, where=path)

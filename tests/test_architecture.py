@@ -17,7 +17,7 @@ SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil"),
 }
-SPECS = {"mae_core.config", "mae_core.options", "mae_core.exports.formats"}
+SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
 
@@ -26,6 +26,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.recipes", set(), set()),
     ("mae_core.memory", set(), set()),
     ("mae_core.options", CONTROL, set()),
+    ("mae_core.saved_config", CONTROL, {"mae_core.options"}),
     ("mae_core.exports.formats", CONTROL, {"mae_core.options"}),
     ("mae_core.config", CONTROL, {"mae_core.exports.formats", "mae_core.options", "mae_core.recipes"}),
     ("mae_core.exports.programs", {*CORE, "onnxruntime"}, {"mae_core.*"}),  # an ONNX file is run before it is handed out

@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
 
 from mae_core.errors import EncoderError
+from mae_core.saved_config import CONFIG, IMAGE_PROCESSOR, WEIGHT_SUFFIXES, WEIGHTS, WEIGHTS_OF_TORCH
 from workers.contract import (
     KEPT_TRAINING_STATES,
     MANIFEST,
@@ -123,27 +124,55 @@ class ObjectStore:
                 if faults := answer.get("Errors"):
                     raise StorageError(f"{len(faults)} object(s) cannot be deleted, such as {faults[0]}")
 
-    def fetch_encoder(self, uri: str, folder: Path) -> None:
-        """Downloads the committed encoder at `uri` (s3://bucket/prefix/). Raises EncoderError where it is missing or damaged."""
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        prefix = prefix if prefix.endswith("/") else f"{prefix}/"
+    def fetch_encoder(self, uri: str, folder: Path) -> Path:
+        """Downloads the encoder at `uri` into `folder`; where it lies then: a file of weights, or the folder.
+
+        s3://bucket/prefix/ is one that a job has committed, or a folder of timm or Hugging Face. Raises EncoderError where it is missing,
+        and where one of ours is damaged.
+        """
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if key.endswith(WEIGHT_SUFFIXES):
+            if not self._fetch(key, folder / Path(key).name, bucket=bucket):
+                raise EncoderError(f"encoder {uri} does not exist")
+            return folder / Path(key).name
+        prefix = key if key.endswith("/") else f"{key}/"
         try:
             manifest = EncoderManifest.model_validate_json(self.read(prefix + MANIFEST, bucket=bucket))
         except ClientError as error:
-            raise EncoderError(f"encoder {uri} has no {MANIFEST} ({_code(error)}); name the encoder/ folder of a succeeded job") from error
+            if _code(error) not in _MISSING_CODES or not self._fetch_foreign(prefix, folder, bucket=bucket):
+                raise EncoderError(
+                    f"encoder {uri} has no {MANIFEST} ({_code(error)}), nor {CONFIG} and {WEIGHTS}; name the encoder/ folder of a job that "
+                    "succeeded, or one of timm or Hugging Face"
+                ) from error
+            return folder
         except ValidationError as error:
             raise EncoderError(f"encoder {uri}: {MANIFEST} is not an encoder's ({error.error_count()} fields differ)") from error
         own = {name: entry for name, entry in manifest.files.items() if "/" not in name}  # other formats lie in folders
         self._fetch_files(prefix, own, folder, bucket=bucket)
+        return folder
+
+    def _fetch_foreign(self, prefix: str, folder: Path, *, bucket: str) -> bool:
+        """What another library left in a folder: its config, its image processor where there is one, and the first weights there are."""
+        self._fetch(prefix + IMAGE_PROCESSOR, folder / IMAGE_PROCESSOR, bucket=bucket)
+        return self._fetch(prefix + CONFIG, folder / CONFIG, bucket=bucket) and any(
+            self._fetch(prefix + name, folder / name, bucket=bucket) for name in (WEIGHTS, WEIGHTS_OF_TORCH)
+        )
+
+    def _fetch(self, key: str, path: Path, *, bucket: str) -> bool:
+        """Downloads one object; False where it is not there."""
+        try:
+            self._persist(f"download {key}", partial(self._client.download_file, bucket, key, str(path)))
+        except ClientError as error:
+            if _code(error) in _MISSING_CODES:
+                return False
+            raise
+        return True
 
     def _fetch_files(self, prefix: str, files: dict[str, FileEntry], folder: Path, *, bucket: str | None = None) -> None:
         for name, entry in files.items():
             path = folder / Path(name).name
-            download = partial(self._client.download_file, bucket or self._bucket, prefix + name, str(path))
-            try:
-                self._persist(f"download {prefix}{name}", download)
-            except ClientError as error:
-                raise _told(error, missing=prefix + name) from error
+            if not self._fetch(prefix + name, path, bucket=bucket or self._bucket):
+                raise EncoderError(f"{prefix}{name} is missing, though its manifest names it")
             if (found := file_entry(path)) != entry:
                 raise EncoderError(f"{prefix}{name} is damaged: it has {found}, its manifest says {entry}")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mae_core.checkpoint import saving_group
-from mae_core.config import PretrainSpec
 from mae_core.errors import DivergedError, EncoderError
 from mae_core.loop import Progress
 from mae_core.provenance import provenance
@@ -76,6 +75,7 @@ class Follower:
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self._stack = stack
+        self._encoder: Path | None = None  # where the one that the spec names was downloaded to
 
     def train(self) -> None:
         """Trains to the end. Where the loss is not finite for too long, all workers go back to the newest training state, once."""
@@ -180,16 +180,16 @@ class Follower:
 
     def _fetch_encoder(self) -> Path | None:
         spec = self.order.spec
-        if isinstance(spec, PretrainSpec) or spec.encoder.init is not None:
+        if spec.encoder is None or spec.encoder.init is not None:
             return None
         if spec.encoder.file is not None:
             return Path(spec.encoder.file)
         assert spec.encoder.artifact is not None, "the service resolves {job: …} at submission"
         folder = self.scratch / "encoder"
-        if not folder.exists():
+        if self._encoder is None:
             folder.mkdir()
-            self.store.fetch_encoder(spec.encoder.artifact, folder)
-        return folder
+            self._encoder = self.store.fetch_encoder(spec.encoder.artifact, folder)
+        return self._encoder
 
 
 class Leader(Follower):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from mae_core.classifier import Classifier
+from mae_core.config import FinetuneSpec, PretrainSpec
 from mae_core.exports.formats import FOLDERS, ExportFormat, ExportOutcome, Outcomes
 from mae_core.exports.trained import Trained
 from mae_core.provenance import Provenance
@@ -107,6 +108,7 @@ def _facts(trained: Trained, difference: float, made_by: Provenance) -> str:
         "made by": f"MAEstro, {f'job `{made_by.job}`' if made_by.job else 'without a service'}, commit {made_by.git_revision or 'unknown'}",
         "with": versions,
         "recipe": f"`{spec.recipe}`, {spec.kind}, {spec.optim.epochs} epochs of batches of {spec.optim.batch_size}, seed {spec.seed}",
+        "started from": _start(spec),
         "data": f"`{_one_line(spec.data.source)}`, {trained.num_images} images",
         "statistics": f"mean {list(normalize.mean)}, standard deviation {list(normalize.std)}, of pixels in [0, 1]",
         "metrics": ", ".join(f"{name} {value:.6g}" for name, value in numbers.items()) or "none",
@@ -116,6 +118,11 @@ def _facts(trained: Trained, difference: float, made_by: Provenance) -> str:
     if trained.classes:
         rows["classes"] = ", ".join(f"`{_one_line(name)}`" for name in trained.classes)
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in rows.items())])
+
+
+def _start(spec: PretrainSpec | FinetuneSpec) -> str:
+    named = spec.encoder.model_dump(exclude_none=True, exclude={"init"}) if spec.encoder is not None else {}
+    return f"`{_one_line(next(iter(named.values())))}`" if named else "random weights"
 
 
 def _loading(trained: Trained, name: ExportFormat) -> str:

@@ -8,12 +8,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mae_core.export import CONFIG, WEIGHTS
 from mae_core.hf_names import Architecture, from_hf, to_hf
 from mae_core.options import DecoderConfig, MaskingConfig, ModelConfig, NormalizeConfig, TargetConfig
+from mae_core.saved_config import CONFIG, IMAGE_PROCESSOR, WEIGHTS
 from mae_core.vit import LAYER_NORM_EPS
 
-IMAGE_PROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # Pillow's number
 
 

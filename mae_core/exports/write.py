@@ -136,7 +136,7 @@ class _Exporter:
         """The model back from timm's layout."""
         if self._trained.classes:
             return load_classifier(self._native, wanted=None).classifier.eval()
-        return load_encoder(self._native, wanted=None)[0].eval()
+        return load_encoder(self._native, wanted=None).encoder.eval()
 
     @cached_property
     def _program(self) -> ExportedProgram:

@@ -40,7 +40,7 @@ def test_encoder_opens_in_timm_with_equal_features(live_service: LiveService, pr
     assert manifest.spec.name == "digits"
     assert manifest.metrics == pretrained["metrics"]
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    ours, _ = load_encoder(folder, wanted=None)
+    ours = load_encoder(folder, wanted=None).encoder
     images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(theirs.forward_features(images), ours.eval()(images), rtol=0, atol=1e-5)
@@ -90,6 +90,22 @@ def test_probe_and_finetune_start_from_the_encoder(live_service: LiveService, pr
     _, folder = client.download_result(finetune, tmp_path)
     assert timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert json.loads((folder / "config.json").read_text())["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_jobs_start_from_what_other_libraries_open(live_service: LiveService, pretrained: Json) -> None:
+    """From a folder of Hugging Face, with its decoder, and from a checkpoint of the authors' names, both in S3 and without a manifest."""
+    client = live_service.client
+    more = client.submit(pretrain_spec(name="more", encoder={"artifact": f"{pretrained['result_uri']}hf-mae/"}))["id"]
+    file = {"artifact": f"{pretrained['result_uri']}torch/model.pth"}
+    data = {"source": "digits", "validation_fraction": 0.2, "normalize": {"mean": [0.5], "std": [0.5]}}
+    probe = client.submit(probe_spec(file, data=data, resources={"num_workers": 1}))["id"]
+    went_on, probed = wait_for_end(client, more), wait_for_end(client, probe)
+    assert went_on["status"] == probed["status"] == "succeeded", (went_on["detail"], probed["detail"])
+    losses, first = losses_of(client, more), losses_of(client, pretrained["id"])
+    assert losses[1] < 0.8 * first[1]  # of the same images and masks
+    assert "and its decoder" in wait_for(lambda: client.logs(more), seconds=30, what="the kept log")
+    assert probed["spec"]["encoder"]["artifact"].endswith("/torch/model.pth")
+    assert probed["metrics"]["val_accuracy"] > 0.5
 
 
 def test_cancel_reaches_a_running_job(live_service: LiveService) -> None:
@@ -157,7 +173,7 @@ def test_fetch_command(live_service: LiveService, pretrained: Json, tmp_path: Pa
     done = fetch(live_service, pretrained["id"], "--to", str(tmp_path / "encoder"))
     assert done.returncode == 0, done.stderr
     assert "timm.create_model" in done.stdout
-    assert load_encoder(tmp_path / "encoder", wanted=None)[0].model.arch == "vit_tiny_patch4"
+    assert load_encoder(tmp_path / "encoder", wanted=None).encoder.model.arch == "vit_tiny_patch4"
 
 
 def test_fetch_of_another_format(live_service: LiveService, pretrained: Json, tmp_path: Path) -> None:
@@ -185,7 +201,7 @@ def test_an_export_that_cannot_be_faithful_is_refused_at_submission(live_service
         ({"data": {"source": "/nowhere/at/all"}}, "data.source", "/nowhere/at/all"),
         ({"resources": {"num_workers": 1000}, "optim": {"batch_size": 4000}}, "resources.num_workers", "or fewer"),
         (probe_spec({"job": "nosuchjob"}), "encoder.job", "nosuchjob"),
-        (probe_spec({"artifact": "s3://maestro/jobs/none/encoder/"}), "encoder.artifact", "does not exist"),
+        (probe_spec({"artifact": "s3://maestro/jobs/none/encoder/"}), "encoder.artifact", "there is no encoder at s3://"),
     ],
 )
 def test_bad_input_is_refused_at_submission(live_service: LiveService, changes: Json, field: str, says: str) -> None:

@@ -229,13 +229,30 @@ def test_missing_encoder_names_what_is_missing(store: ObjectStore, seaweedfs: Se
         store.fetch_encoder(f"s3://{bucket}/jobs/odd/encoder/", tmp_path)
 
 
+def test_encoders_of_other_libraries(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
+    """A folder without a manifest: what their libraries read of it, and nothing else. A file: that file."""
+    for key in ("hf/config.json", "hf/pytorch_model.bin", "hf/preprocessor_config.json", "hf/README.md", "mae/vit.pth"):
+        seaweedfs.client().put_object(Bucket=bucket, Key=key, Body=key.encode())
+    for name in ("folder", "file"):
+        (tmp_path / name).mkdir()
+    assert store.fetch_encoder(f"s3://{bucket}/hf", tmp_path / "folder") == tmp_path / "folder"
+    fetched = {path.name: path.read_text() for path in (tmp_path / "folder").iterdir()}
+    assert fetched == {name: f"hf/{name}" for name in ("config.json", "pytorch_model.bin", "preprocessor_config.json")}
+    assert store.fetch_encoder(f"s3://{bucket}/mae/vit.pth", tmp_path / "file") == tmp_path / "file" / "vit.pth"
+    assert (tmp_path / "file" / "vit.pth").read_text() == "mae/vit.pth"
+    with pytest.raises(EncoderError, match=r"mae/none\.pth does not exist"):
+        store.fetch_encoder(f"s3://{bucket}/mae/none.pth", tmp_path)
+    with pytest.raises(EncoderError, match=r"has no manifest\.json .*, nor config\.json and model\.safetensors"):
+        store.fetch_encoder(f"s3://{bucket}/mae/", tmp_path)
+
+
 def test_storage_that_does_not_answer_is_waited_for_then_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setattr(objects, "_RETRY_SECONDS", (0, 0))
     delays: list[str] = []
     away = ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket), delays.append)
-    with pytest.raises(StorageError, match="list training states"):
+    with pytest.raises(StorageError, match=r"list jobs/job1/training_state/"):
         away.training_states(PREFIX)
     assert len(delays) == 2
 

@@ -41,6 +41,7 @@ def test_the_contract(storage: Storage) -> None:
     assert storage.read_text("jobs/a/logs/attempt-1.txt") == "hällo\n"
     assert storage.read_text("other", bucket=storage.bucket) == "x"
     assert storage.list("jobs/") == [StoredObject("jobs/a/logs/attempt-1.txt", 7), StoredObject("jobs/a/x", 0)]
+    assert storage.list("oth", bucket=storage.bucket) == [StoredObject("other", 1)]
     storage.put_text("other", "y")
     assert storage.read_text("other") == "y"
     with pytest.raises(ObjectNotFound):

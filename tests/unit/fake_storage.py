@@ -30,9 +30,9 @@ class FakeStorage:
         self._reach()
         self.objects[self.bucket, key] = text
 
-    def list(self, prefix: str) -> "list[StoredObject]":
+    def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
         self._reach()
-        found = [(key, text) for (bucket, key), text in self.objects.items() if bucket == self.bucket and key.startswith(prefix)]
+        found = [(key, text) for (own, key), text in self.objects.items() if own == (bucket or self.bucket) and key.startswith(prefix)]
         return [StoredObject(key, len(text.encode())) for key, text in sorted(found)]
 
     def presign(self, key: str) -> str:

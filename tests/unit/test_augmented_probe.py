@@ -12,9 +12,10 @@ from mae_core.augmented_probe import AugmentedProbeRun
 from mae_core.data.loader import MicroBatch
 from mae_core.data.transforms import normalise
 from mae_core.errors import DivergedError
-from mae_core.export import WEIGHTS, write_probe
+from mae_core.export import write_probe
 from mae_core.head import ProbeHead
 from mae_core.options import ARCH_SIZES
+from mae_core.saved_config import WEIGHTS
 from mae_core.vit import pool
 from mae_core.world import World
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder, losses, picture, probe_spec

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mae_core.classifier import Classifier
 from mae_core.encoders import has_head, load_classifier, load_encoder
 from mae_core.errors import EncoderError
-from mae_core.export import WEIGHTS, write_classifier, write_encoder, write_probe
+from mae_core.export import write_classifier, write_encoder, write_probe
 from mae_core.head import ProbeHead
 from mae_core.options import ModelConfig, NormalizeConfig
 from mae_core.patches import resize_positions
+from mae_core.saved_config import WEIGHTS
 from mae_core.vit import Encoder, initialise
 from tests.torchvision_ops import import_torchvision
 from tests.unit.core_fixtures import TINY
@@ -101,7 +102,7 @@ def test_what_was_written_is_loaded(tmp_path: Path) -> None:
     encoder = encoder_of(TINY)
     write_encoder(encoder, tmp_path, normalize=normalize_of(TINY))
     for wanted in (None, TINY):
-        loaded, normalize = load_encoder(tmp_path, wanted=wanted)
+        loaded, normalize, _ = load_encoder(tmp_path, wanted=wanted)
         assert loaded.model == TINY
         assert normalize == normalize_of(TINY)
         state = loaded.state_dict()
@@ -113,7 +114,7 @@ def test_what_was_written_is_loaded(tmp_path: Path) -> None:
 def test_writing_leaves_no_trace_in_the_encoder(tmp_path: Path) -> None:
     encoder = encoder_of(TINY)
     write_encoder(encoder, tmp_path, normalize=normalize_of(TINY))
-    loaded, _ = load_encoder(tmp_path, wanted=None)
+    loaded = load_encoder(tmp_path, wanted=None).encoder
     torch.nn.init.zeros_(encoder.cls_token)
     assert loaded.cls_token.any()
 
@@ -142,7 +143,7 @@ def test_positions_are_interpolated_for_another_image_size(tmp_path: Path, kind:
     if kind == "encoder":
         saved = encoder_of(TINY)
         write_encoder(saved, tmp_path, normalize=normalize_of(TINY))
-        loaded, _ = load_encoder(tmp_path, wanted=wanted)
+        loaded = load_encoder(tmp_path, wanted=wanted).encoder
     else:
         classifier = classifier_of(TINY, "mean")
         saved = classifier.encoder
@@ -225,7 +226,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, broken: str) -> None:
     elif broken == "another-json":
         config.write_text("[]")
     elif broken == "no-model":
-        config.write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+        config.write_text(json.dumps({"name": "vit_tiny_patch16_224"}))
     elif broken == "no-weights":
         weights.unlink()
     else:

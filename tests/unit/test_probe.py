@@ -7,11 +7,11 @@ from torch import nn
 
 from mae_core.data.source import LabelledData
 from mae_core.errors import DataError, DivergedError, SpecError
-from mae_core.export import WEIGHTS
 from mae_core.features import Features
 from mae_core.head import ProbeHead, head_accuracy, train_head
 from mae_core.options import ARCH_SIZES, ModelConfig, ProbeOptim
 from mae_core.probe import Probe, ProbeRun
+from mae_core.saved_config import WEIGHTS
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder, opened, picture, probe_spec

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from mae_core.encoders import load_encoder
 from mae_core.errors import DataError, EncoderError, SpecError
-from mae_core.export import WEIGHTS, write_encoder
+from mae_core.export import write_encoder
 from mae_core.finetune import FinetuneRun
 from mae_core.loop import Progress
 from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
 from mae_core.pretrain import PretrainRun
 from mae_core.run import Run
+from mae_core.saved_config import WEIGHTS
 from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import (
     SHALLOW,
@@ -114,7 +115,7 @@ def test_pretraining_learns_and_writes_its_encoder(tmp_path: Path) -> None:
     assert found[25] < 0.5 * found[1]
     (tmp_path / "result").mkdir()
     run.write_result(tmp_path / "result")
-    encoder, normalize = load_encoder(tmp_path / "result", wanted=run.model)
+    encoder, normalize, _ = load_encoder(tmp_path / "result", wanted=run.model)
     state = weights(run)
     assert all(torch.equal(tensor, state[f"module.encoder.{name}"]) for name, tensor in encoder.state_dict().items())
     assert normalize == run.normalize
@@ -313,7 +314,7 @@ def test_normalize_auto_measures_and_keeps_the_statistics(folder: Path, tmp_path
     expected = {step: values["loss"] for each in steps for step, values in each.points}
     assert {step: values["loss"] for each in told(resumed) for step, values in each.points} == expected
     resumed.write_result(tmp_path)
-    assert load_encoder(tmp_path, wanted=None)[1] == run.normalize
+    assert load_encoder(tmp_path, wanted=None).normalize == run.normalize
 
 
 def test_a_fine_tune_of_random_weights_measures_its_own_statistics(folder: Path) -> None:

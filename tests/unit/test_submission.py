@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from service.ray_jobs import RayStatus
 from tests.unit.service_fixtures import PRETRAIN, PROBE, Service, manifest_for
 from workers.contract import JobStatus
 
+OF_HF = {
+    "model_type": "vit_mae",
+    "hidden_size": 192,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "image_size": 8,
+    "patch_size": 2,
+    "num_channels": 1,
+}
 EVALUATE: dict[str, Any] = {"kind": "evaluate", "name": "digits-accuracy", "data": {"source": "digits", "validation_fraction": 0.2}}
 
 
@@ -83,7 +94,7 @@ def test_a_job_that_does_not_do(client: TestClient, service: Service, pretrained
 def test_an_artifact_that_does_not_do(client: TestClient, service: Service, pretrained: str) -> None:
     field, message = error(probe(client, artifact="s3://maestro/nope/"))
     assert field == "encoder.artifact"
-    assert "s3://maestro/nope/ does not exist" in message
+    assert message.startswith("there is no encoder at s3://maestro/nope/: no manifest.json, and no config.json and no model.safetensors; ")
     service.storage.put_text("bad/manifest.json", "{}")
     assert "is not an encoder's" in error(probe(client, artifact="s3://maestro/bad/"))[1]
     service.storage.put_text("probe/manifest.json", manifest_for(service.job(pretrained), kind="probe").model_dump_json())
@@ -209,12 +220,76 @@ def test_a_file(client: TestClient, service: Service, pretrained: str, tmp_path:
     assert "no config.json and no model.safetensors" in error(probe(client, file=str(tmp_path)))[1]
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
-    assert probe(client, file=str(tmp_path)).json()["spec"]["model"] is None
+    assert "has neither maestro nor model_type (Hugging Face) nor architecture (timm)" in error(probe(client, file=str(tmp_path)))[1]
+    (tmp_path / "config.json").write_text(json.dumps(OF_HF))
+    assert probe(client, file=str(tmp_path)).json()["spec"]["model"]["arch"] == "vit_tiny_patch2"
     (tmp_path / "manifest.json").write_text(manifest_for(service.job(pretrained)).model_dump_json())
     assert probe(client, file=str(tmp_path)).json()["spec"]["model"]["arch"] == "vit_tiny_patch2"
     (tmp_path / "manifest.json").write_text(manifest_for(service.job(pretrained), kind="finetune").model_dump_json())
     assert "is the result of a job of kind finetune" in error(probe(client, file=str(tmp_path)))[1]
     assert evaluate(client, encoder={"file": str(tmp_path)}).status_code == 201
+
+
+def put(service: Service, prefix: str, config: object, *names: str) -> str:
+    """A folder of another library in a bucket that is not ours."""
+    for name in names:
+        service.storage.objects["elsewhere", prefix + name] = "weights"
+    service.storage.objects["elsewhere", f"{prefix}config.json"] = json.dumps(config)
+    return f"s3://elsewhere/{prefix}"
+
+
+def test_an_artifact_of_hugging_face(client: TestClient, service: Service) -> None:
+    for number, name in enumerate(("model.safetensors", "pytorch_model.bin")):
+        uri = put(service, f"hf{number}/", OF_HF, name)
+        spec = probe(client, artifact=uri.rstrip("/")).json()["spec"]
+        assert (spec["encoder"]["artifact"], spec["model"]) == (uri, {"arch": "vit_tiny_patch2", "image_size": [8, 8], "in_chans": 1})
+    assert "no model.safetensors" in error(probe(client, artifact=put(service, "no-weights/", OF_HF)))[1]
+    field, message = error(probe(client, artifact=put(service, "swin/", OF_HF | {"model_type": "swin"}, "model.safetensors")))
+    assert field == "encoder.artifact"
+    assert "s3://elsewhere/swin/: config.json is no encoder's that can be used: its model_type 'swin' is another network" in message
+    odd = put(service, "odd/", OF_HF | {"image_size": 9}, "model.safetensors")
+    assert "can be used: image_size: height 9 is not divisible by the patch size 2" in error(probe(client, artifact=odd))[1]
+
+
+def test_a_fine_tuned_model_of_another_library(client: TestClient, service: Service) -> None:
+    """Is evaluated by its head, and refused as an encoder."""
+    named = {"architectures": ["ViTForImageClassification"], "model_type": "vit", "id2label": {"0": "a", "1": "b"}}
+    uri = put(service, "hf/", OF_HF | named, "model.safetensors")
+    assert "not pretrain; name the encoder that it started from" in error(probe(client, artifact=uri))[1]
+    assert evaluate(client, encoder={"artifact": uri}, data={"source": "digits"}).status_code == 201
+
+
+def test_a_file_of_weights(client: TestClient, service: Service, tmp_path: Path) -> None:
+    """Only the workers can open it: its model is not said yet."""
+    uri = "s3://elsewhere/mae/mae_pretrain_vit_base.pth"
+    assert "there is no encoder at" in error(probe(client, artifact=uri))[1]
+    service.storage.objects["elsewhere", "mae/mae_pretrain_vit_base.pth"] = "weights"
+    assert probe(client, artifact=uri).json()["spec"]["encoder"]["artifact"] == uri
+    object.__setattr__(service.settings, "sources_are_local", True)
+    for name in ("mae.pth", "mae.txt"):
+        (tmp_path / name).write_text("weights")
+    assert probe(client, file=str(tmp_path / "mae.pth")).json()["spec"]["model"] is None
+    assert "is no file of weights; their names end in .safetensors, .pth" in error(probe(client, file=str(tmp_path / "mae.txt")))[1]
+
+
+def test_a_result_that_was_not_committed_does_not_exist(client: TestClient, service: Service) -> None:
+    config = {"maestro": {"model": {"arch": "vit_tiny_patch2", "image_size": 8}, "normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}}
+    uri = put(service, "jobs/x/encoder/", config, "model.safetensors")
+    assert error(probe(client, artifact=uri))[1].startswith(f"{uri} was not committed: there is no manifest.json in it")
+
+
+def test_a_pretraining_goes_on_from_an_encoder(client: TestClient, service: Service, pretrained: str, finetuned: str) -> None:
+    answer = client.post("/v1/jobs", json=PRETRAIN | {"encoder": {"job": pretrained}})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["spec"]["encoder"]["artifact"] == f"s3://maestro/jobs/{pretrained}/encoder/"
+    larger = {"model": {"arch": "vit_tiny_patch2", "image_size": 16, "in_chans": 1}}
+    assert client.post("/v1/jobs", json=PRETRAIN | larger | {"encoder": {"job": pretrained}}).status_code == 201
+    other = {"model": {"arch": "vit_tiny_patch4", "image_size": 8, "in_chans": 1}}
+    field, message = error(client.post("/v1/jobs", json=PRETRAIN | other | {"encoder": {"job": pretrained}}))
+    assert (field, "'vit_tiny_patch4' (encoder: 'vit_tiny_patch2')" in message) == ("model", True)
+    assert "is of kind finetune; name a pretrain job" in error(client.post("/v1/jobs", json=PRETRAIN | {"encoder": {"job": finetuned}}))[1]
+    message = error(client.post("/v1/jobs", json=PRETRAIN | {"encoder": {"init": "random"}}))[1]
+    assert message == "a pretraining begins with random weights anyway; leave it out"
 
 
 def test_random_weights_need_nothing(client: TestClient, service: Service) -> None:

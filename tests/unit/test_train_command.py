@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from mae_core import train as train_command
 from mae_core.classifier import Classifier
 from mae_core.encoders import load_encoder
-from mae_core.export import WEIGHTS, write_classifier
+from mae_core.export import write_classifier
 from mae_core.loop import Progress, Training
 from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
+from mae_core.saved_config import WEIGHTS
 from mae_core.train import main
 from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
