@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint_stall, cifar10, embed, export, images, start_up, train_step
+from benchmarks import cheap_pretraining, checkpoint_stall, cifar10, embed, export, images, start_up, train_step
 from mae_core.options import ARCH_SIZES, ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
@@ -79,3 +79,15 @@ def test_train_step() -> None:
     assert line["ratio"] == line["ours"] / line["peer"]
     assert set(line["details"]) == {"ours", "peer", "peer_with_our_allocator"}
     assert all(side["of_matmul"] > 0 and side["peak_mib"] > 0 for side in line["details"].values())
+
+
+def test_cheap_pretraining(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "DATA", data_dir)
+    folders = cifar10.prepare(tmp_path / "data", num_train=16, num_labelled=26, num_test=2)
+    model = ModelConfig(arch="vit_tiny_patch16", image_size=32)
+    lines = cheap_pretraining.measure(folders, tmp_path / "runs", epochs=1, seeds=1, model=model, batch_size=2, turns=1)
+    assert [line["way"] for line in lines] == ["cross, all", "cross, half", "cross, quarter"]
+    for line in lines:
+        assert line["ratio"] == line["ours"] / line["peer"]
+        assert line["step"]["ratio"] == line["step"]["ours"] / line["step"]["peer"]
+        assert [len(each) for each in line["probe"].values()] == [1, 1]
