@@ -100,6 +100,7 @@ def measure(
     ray = HttpRayJobs(installation.cluster.url, token=installation.cluster.token)
     ours, peer = [], []
     for _ in range(num_unmeasured + repeats):
+        _wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
         ours.append(start_ours(client, num_workers))
         peer.append(start_peer(ray, num_workers, folder))
         print(json.dumps({"ours": ours[-1], "peer": peer[-1]}), file=sys.stderr)

@@ -28,7 +28,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
 
     app = FastAPI(title="MAEstro", version="1", summary="Distributed training of masked autoencoders", lifespan=lifespan)
     app.state.settings = settings
-    app.state.database = Database(settings.database_url)
+    app.state.database = Database(settings.database_url.get_secret_value())
     app.state.storage = storage or S3Storage.of(settings)
     app.state.ray = ray or HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     app.state.readiness = health.ReadinessCache()

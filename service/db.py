@@ -15,6 +15,15 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 _WRITES = "maestro_writes"
+_SQLITE_CONNECT: dict[str, Any] = {"check_same_thread": False, "timeout": 30.0}
+_POSTGRES_CONNECT: dict[str, Any] = {  # nothing waits for ever: not for a lock, nor for a server that has gone
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "options": "-c lock_timeout=30s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+}
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -66,25 +75,28 @@ class Database:
     """Sessions on one database: `read()` sees a snapshot, `write()` is one transaction, committed at its end."""
 
     def __init__(self, url: str) -> None:
-        is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        connect_args = {"check_same_thread": False, "timeout": 30.0} if is_sqlite else {}
+        parsed = make_url(url)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
         self.engine = create_engine(
-            url,
-            connect_args=connect_args,
+            parsed if is_sqlite else parsed.set(drivername="postgresql+psycopg"),
+            connect_args=_SQLITE_CONNECT if is_sqlite else _POSTGRES_CONNECT,
             pool_size=20,
             max_overflow=30,
             pool_timeout=30,
+            pool_pre_ping=not is_sqlite,  # a server that was restarted costs a reconnect, not an error
             json_serializer=_strict_json,
             hide_parameters=True,
         )
         if is_sqlite:
             event.listen(self.engine, "connect", _sqlite_connect)
             event.listen(self.engine, "begin", _sqlite_begin)
+        reads: dict[str, Any] = {} if is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reader = self.engine.execution_options(**reads)
         self.writer = self.engine.execution_options(**{_WRITES: True})
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self.engine) as session:
+        with Session(self._reader) as session:
             yield session
 
     @contextmanager

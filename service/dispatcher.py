@@ -120,7 +120,7 @@ class Dispatcher:
 def main() -> None:
     settings = load_settings()
     configure_logging()
-    database = Database(settings.database_url)
+    database = Database(settings.database_url.get_secret_value())
     require_head(database)
     storage = S3Storage.of(settings)
     ray = HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())

@@ -111,8 +111,9 @@ def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_h
     return JobView.of(row)
 
 
-def find(session: Session, job_id: str) -> JobRow:
-    row = session.get(JobRow, job_id)
+def find(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
+    """lock: to write: whoever writes a job's events holds its row, so that their ids grow in the order in which they are seen."""
+    row = session.get(JobRow, job_id, with_for_update=lock)
     if row is None:
         raise NotFound(f"There is no job {job_id}.")
     return row
@@ -156,7 +157,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
 
 def request_cancel(session: Session, job_id: str) -> tuple[JobView, bool]:
     """Note that the user wants the job cancelled; whether it is already. Needs no dispatcher: it acts, or workers hear, when they can."""
-    row = find(session, job_id)
+    row = find(session, job_id, lock=True)
     if row.status == JobStatus.CANCELLED:
         return JobView.of(row), True
     if JobStatus(row.status).is_terminal:

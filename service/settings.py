@@ -14,7 +14,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", hide_input_in_errors=True)
 
-    database_url: str = Field(description="Set it to sqlite:////absolute/path/maestro.db.")
+    database_url: SecretStr = Field(
+        description="Set it to sqlite:////absolute/path/maestro.db, or to postgresql://user:password@host/database."
+    )
     secret_key: SecretStr = Field(
         min_length=32, description="Set it to 32 or more random characters: python -c 'import secrets; print(secrets.token_urlsafe(48))'."
     )
@@ -46,9 +48,10 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _known_database(cls, value: str) -> str:
-        if not value.startswith("sqlite:///") or value == "sqlite:///":
-            raise ValueError("only a SQLite file is supported")
+    def _known_database(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if not url.startswith(("sqlite:///", "postgresql://")) or url in ("sqlite:///", "postgresql://"):
+            raise ValueError("it is neither a SQLite file nor a PostgreSQL database")
         return value
 
     @field_validator("service_url", "ray_url", "s3_endpoint", "s3_public_endpoint")

@@ -15,6 +15,7 @@ from service.home import Home
 from service.local import RayHead, Seaweedfs, storage_environment
 from service.processes import RUN_VARIABLE, free_ports, sweep
 from service.up import BUCKET, Installation, running
+from tests.postgres import Postgres
 
 PROJECT = Path(__file__).parent.parent
 
@@ -37,6 +38,16 @@ def seaweedfs(run_mark: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(run_mark: str) -> Iterator[Postgres]:
+    """A PostgreSQL server: `.create()` makes a database, `.url(name)` is its address."""
+    server = Postgres(run=run_mark)
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture

@@ -5,6 +5,6 @@ from service.migrations.schema import upgrade
 from service.settings import load_settings
 
 if __name__ == "__main__":
-    database = Database(load_settings().database_url)
+    database = Database(load_settings().database_url.get_secret_value())
     upgrade(database)
     database.close()

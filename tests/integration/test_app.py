@@ -63,7 +63,7 @@ def test_an_old_database_is_refused(tmp_path: Path, module: str) -> None:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     settings = make_settings(tmp_path)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url.get_secret_value())
     upgrade(database)
     yield Service(settings, database)
     database.close()

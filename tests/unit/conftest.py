@@ -1,5 +1,5 @@
 """Fixtures of the service's unit tests."""
 
-from tests.unit.service_fixtures import client, migrated, service
+from tests.unit.service_fixtures import client, database_url, migrated, migrated_postgres, service
 
-__all__ = ["client", "migrated", "service"]
+__all__ = ["client", "database_url", "migrated", "migrated_postgres", "service"]

@@ -1,5 +1,6 @@
 """Ray as unit tests see it: Ray jobs in memory. `tests/integration/test_ray_jobs.py` holds it to the real one's behaviour."""
 
+import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ class FakeRay:
         self.is_down = False
         self.loses_answers = False  # a submission arrives, its answer does not
         self.refuses: str | None = None
+        self._lock = threading.Lock()  # of two who submit the same, one is refused
 
     def _reach(self) -> None:
         if self.is_down:
@@ -41,10 +43,11 @@ class FakeRay:
         self._reach()
         if self.refuses is not None:
             raise RayRefused(self.refuses)
-        if submission_id in self.jobs:
-            raise AlreadyExists(submission_id)
-        self.num_submitted[submission_id] += 1
-        self.jobs[submission_id] = RayJob(submission_id, RayStatus.PENDING)
+        with self._lock:
+            if submission_id in self.jobs:
+                raise AlreadyExists(submission_id)
+            self.num_submitted[submission_id] += 1
+            self.jobs[submission_id] = RayJob(submission_id, RayStatus.PENDING)
         self.submissions[submission_id] = Submission(entrypoint, env_vars, metadata)
         self.texts.setdefault(submission_id, f"log of {submission_id}\n")
         if self.loses_answers:

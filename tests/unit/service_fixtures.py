@@ -20,6 +20,7 @@ from service.migrations.schema import upgrade
 from service.models import AttemptRow, EventRow, JobRow
 from service.settings import Settings
 from service.views import JobView
+from tests.postgres import Postgres
 from tests.unit.fake_ray import FakeRay
 from tests.unit.fake_storage import FakeStorage
 from workers.contract import EncoderManifest, Event, EventType, Report, result_prefix, submission_id
@@ -144,17 +145,41 @@ class Service:
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database's file, to copy: migrating takes longer than most tests."""
     folder = tmp_path_factory.mktemp("database")
-    database = Database(make_settings(folder).database_url)
-    upgrade(database)
-    database.close()
+    migrate(make_settings(folder).database_url.get_secret_value())
     return folder / "maestro.db"
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: Postgres) -> str:
+    """The name of a migrated database, to copy."""
+    name = postgres.create()
+    migrate(postgres.url(name))
+    return name
+
+
+def migrate(url: str) -> None:
+    database = Database(url)
+    upgrade(database)
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a new database of each kind: every test of the database runs on both."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("migrated"), tmp_path)
+        yield make_settings(tmp_path).database_url.get_secret_value()
+        return
+    server = request.getfixturevalue("postgres")
+    name = server.create(template=request.getfixturevalue("migrated_postgres"))
+    yield server.url(name)
+    server.drop(name)
+
+
 @pytest.fixture
-def service(tmp_path: Path, migrated: Path) -> Iterator[Service]:
-    shutil.copy(migrated, tmp_path)
-    settings = make_settings(tmp_path)
-    database = Database(settings.database_url)
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    settings = make_settings(tmp_path, database_url=database_url)
+    database = Database(settings.database_url.get_secret_value())
     yield Service(settings, database)
     database.close()
 

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import literal, select, text
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.exc import IntegrityError, InternalError, StatementError
 
+from service import jobs
 from service.db import Database, db_now, utc_now
 from service.lifecycle import transition
 from service.models import JobRow
 from tests.unit.service_fixtures import Service
 from workers.contract import JobStatus
 
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
+
+@SQLITE
 def test_pragmas(service: Service) -> None:
     with service.database.read() as session:
         assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
@@ -21,7 +26,8 @@ def test_pragmas(service: Service) -> None:
 
 
 def test_writers_queue_up_instead_of_failing_after_a_read(service: Service) -> None:
-    """Each reads and then writes: with deferred transactions all but one would fail with SQLITE_BUSY_SNAPSHOT."""
+    """Each reads and then writes: in SQLite's deferred transactions all but one would fail with SQLITE_BUSY_SNAPSHOT, and without
+    PostgreSQL's lock of the row what another has written would be lost."""
     job_id = service.submit()
     barrier = threading.Barrier(8)
     errors: list[BaseException] = []
@@ -31,7 +37,7 @@ def test_writers_queue_up_instead_of_failing_after_a_read(service: Service) -> N
         try:
             for _ in range(10):
                 with service.database.write() as session:
-                    row = session.get_one(JobRow, job_id)
+                    row = jobs.find(session, job_id, lock=True)
                     row.attempt += 1
         except BaseException as error:
             errors.append(error)
@@ -94,10 +100,37 @@ def test_the_databases_clock(service: Service) -> None:
         assert not session.scalar(select(db_now() < literal(utc_now() - timedelta(seconds=5), type_=db_now.type)))
 
 
-def test_the_claim_uses_its_index(tmp_path: Path, service: Service) -> None:
+@SQLITE
+def test_the_claim_uses_its_index(service: Service) -> None:
     with service.database.read() as session:
         query = "EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE due_at <= '2026-01-01' AND (lease_expires_at IS NULL) LIMIT 1"
         assert "ix_jobs_due_at" in str(session.execute(text(query)).all())
+
+
+@POSTGRES
+def test_the_claim_uses_its_index_in_postgresql(service: Service) -> None:
+    with service.database.read() as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))  # of so few rows it would read all
+        query = "EXPLAIN SELECT id FROM jobs WHERE due_at <= '2026-01-01' AND (lease_expires_at IS NULL) LIMIT 1"
+        assert "ix_jobs_due_at" in str(session.execute(text(query)).all())
+
+
+@POSTGRES
+def test_readers_see_a_snapshot_and_cannot_write(service: Service) -> None:
+    job_id = service.submit()
+    with service.database.read() as session:
+        assert session.get_one(JobRow, job_id).status == JobStatus.QUEUED
+        service.cancel(job_id)
+        assert session.scalar(select(JobRow.status).where(JobRow.id == job_id)) == JobStatus.QUEUED
+        with pytest.raises(InternalError, match="read-only transaction"):
+            session.execute(text("DELETE FROM events"))
+
+
+@POSTGRES
+def test_nothing_waits_for_ever(service: Service) -> None:
+    with service.database.write() as session:
+        found = {name: session.scalar(text(f"SHOW {name}")) for name in ("lock_timeout", "statement_timeout", "timezone")}
+    assert found == {"lock_timeout": "30s", "statement_timeout": "1min", "timezone": "UTC"}
 
 
 def test_nothing_of_the_database_is_made_before_it_is_used(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,16 @@ from service.migrations.schema import current_revision, downgrade, head_revision
 from service.models import Base
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return Database(f"sqlite:///{tmp_path}/maestro.db")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty one."""
+    if request.param == "sqlite":
+        yield Database(f"sqlite:///{tmp_path}/maestro.db")
+        return
+    server = request.getfixturevalue("postgres")
+    name = server.create()
+    yield Database(server.url(name))
+    server.drop(name)
 
 
 def test_the_migrated_schema_is_the_models(database: Database) -> None:

@@ -37,7 +37,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("SECRET_KEY", None, ["MAESTRO_SECRET_KEY: is not set", "secrets.token_urlsafe"]),
         ("SECRET_KEY", "short-secret", ["MAESTRO_SECRET_KEY", "at least 32", "secrets.token_urlsafe"]),
         ("API_TOKEN", "short-secret", ["MAESTRO_API_TOKEN", "at least 20"]),
-        ("DATABASE_URL", "mysql://short-secret", ["MAESTRO_DATABASE_URL: only a SQLite file", "sqlite:////"]),
+        ("DATABASE_URL", "mysql://short-secret", ["MAESTRO_DATABASE_URL: it is neither a SQLite file nor a PostgreSQL", "sqlite:////"]),
         ("RAY_TOKEN", "", ["MAESTRO_RAY_TOKEN", "RAY_AUTH_TOKEN"]),
         ("PORT", "many", ["MAESTRO_PORT", "integer"]),
     ],
