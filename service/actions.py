@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from time import monotonic
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -39,15 +40,16 @@ class Actions:
             case policy.Submit():
                 assert claimed.attempt is not None
                 self._submit(claimed, claimed.attempt)
-            case policy.BeginStop():
-                apply = self._transition(claimed, JobStatus.STOPPING, reason=Reason.CANCELLED_BY_USER, detail=None)
+            case policy.BeginStop(status, reason):
+                apply = self._transition(claimed, status, reason=reason, detail=None)
                 self.apply(claimed, apply, seconds=0.0)
             case policy.Kill():
                 self._kill(claimed)
             case policy.Succeed(result):
                 self._succeed(claimed, result)
             case policy.Recover(reason, detail, seconds):
-                apply = self._transition(claimed, JobStatus.RECOVERING, reason=reason, detail=detail)
+                num_failures = claimed.job.num_failures + 1
+                apply = self._transition(claimed, JobStatus.RECOVERING, reason=reason, detail=detail, num_failures=num_failures)
                 self._finish(claimed, apply, reason=reason, detail=detail, seconds=seconds)
             case policy.End(status, reason, detail, cause):
                 apply = self._transition(claimed, status, reason=reason, detail=detail)
@@ -120,9 +122,10 @@ class Actions:
 
         self._finish(claimed, apply, reason=None, detail=None, seconds=None)
 
-    def _transition(self, claimed: Claimed, to: JobStatus, *, reason: Reason, detail: str | None) -> Apply:
+    def _transition(self, claimed: Claimed, to: JobStatus, *, reason: Reason, detail: str | None, **changes: Any) -> Apply:
         def apply(session: Session, now: datetime) -> None:
-            outcome = lifecycle.transition(session, claimed.job.id, to=to, now=now, reason=reason, detail=detail, lease=claimed.token)
+            lease = claimed.token
+            outcome = lifecycle.transition(session, claimed.job.id, to=to, now=now, reason=reason, detail=detail, lease=lease, **changes)
             if outcome is not Outcome.DONE:
                 raise LeaseLost(f"{claimed.job.id}: {outcome.name}")
 

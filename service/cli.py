@@ -213,6 +213,22 @@ def cancel(job: JobArgument) -> None:
 
 
 @app.command()
+def pause(job: JobArgument) -> None:
+    """Have a job save its training state and release its devices."""
+    with connect() as client:
+        view = client.pause(job)
+    typer.echo(f"job {job} {view['status']}" + ("" if view["status"] == JobStatus.PAUSED else ", will be paused"))
+
+
+@app.command()
+def resume(job: JobArgument) -> None:
+    """Let a paused job go on where it was."""
+    with connect() as client:
+        view = client.resume(job)
+    typer.echo(f"job {job} {view['status']}")
+
+
+@app.command()
 def fetch(
     job: JobArgument,
     format: Annotated[ExportFormat, typer.Option("--format", help="Of an encoder: for which library.")] = "timm",

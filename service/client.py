@@ -123,6 +123,13 @@ class MaestroClient:
     def job(self, job: str) -> Json:
         return self._json("GET", _path(job))
 
+    def pause(self, job: str) -> Json:
+        """Has it save its training state and release its devices; `resume` goes on there."""
+        return self._json("POST", _path(job, "pause"))
+
+    def resume(self, job: str) -> Json:
+        return self._json("POST", _path(job, "resume"))
+
     def cancel(self, job: str) -> Json:
         return self._json("POST", _path(job, "cancel"))
 

@@ -91,9 +91,9 @@ class Dispatcher:
 
     def _decide(self, claimed: Claimed, world: World) -> policy.Decision:
         job, attempt = claimed.job, claimed.attempt
-        cancel = policy.heed_cancel(job, attempt)
-        if cancel is not None:
-            return cancel
+        wish = policy.heed_wish(job, attempt)
+        if wish is not None:
+            return wish
         if job.status in (JobStatus.QUEUED, JobStatus.RECOVERING):
             return policy.before_launch(job, world.readiness())
         assert attempt is not None, f"job {job.id} is {job.status} without an attempt"
@@ -103,7 +103,9 @@ class Dispatcher:
             ray_job = world.info(attempt.submission_id)
         except RayUnreachable as error:
             return policy.Wait(Reason.RAY_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS)
-        decision = policy.during(job, attempt, ray_job, now=self._clock(), grace_seconds=self._settings.stop_grace_seconds)
+        pauses = job.status == JobStatus.PAUSING
+        grace_seconds = self._settings.pause_grace_seconds if pauses else self._settings.stop_grace_seconds
+        decision = policy.during(job, attempt, ray_job, now=self._clock(), grace_seconds=grace_seconds)
         if not isinstance(decision, policy.Inspect):
             return decision
         try:

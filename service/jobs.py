@@ -1,4 +1,4 @@
-"""Jobs: submit, get, list, cancel. Statuses change in `lifecycle` alone."""
+"""Jobs: submit, get, list, cancel, pause, resume. Statuses change in `lifecycle` alone."""
 
 import base64
 import binascii
@@ -164,15 +164,54 @@ def request_cancel(session: Session, job_id: str) -> tuple[JobView, bool]:
         raise Conflict(f"Job {job_id} has {row.status} already; only a job that has not ended can be cancelled.")
     if row.desired_state != DesiredState.CANCEL:
         now = utc_now()
-        row.desired_state, row.cancel_requested_at, row.due_at = DesiredState.CANCEL, now, now
-        row.version += 1
-        events.append(session, job_id, EventType.CANCEL_REQUESTED, {}, at=now, attempt=row.attempt or None)
-        if row.status == JobStatus.QUEUED and row.lease_token is None:
-            session.flush()
+        _want(session, row, DesiredState.CANCEL, EventType.CANCEL_REQUESTED, now=now)
+        if row.status in (JobStatus.QUEUED, JobStatus.PAUSED) and row.lease_token is None:
             transition(session, job_id, to=JobStatus.CANCELLED, now=now, reason=Reason.CANCELLED_BY_USER)
-        session.flush()
         session.refresh(row)
     return JobView.of(row), False
+
+
+def request_pause(session: Session, job_id: str) -> tuple[JobView, bool]:
+    """Note that the user wants the job to release its devices and keep its place; whether it has already."""
+    row = find(session, job_id, lock=True)
+    status = JobStatus(row.status)
+    if status is JobStatus.PAUSED and row.desired_state == DesiredState.PAUSE:
+        return JobView.of(row), True
+    if status.is_terminal or row.desired_state == DesiredState.CANCEL:
+        has = f"is {status} already" if status.is_terminal else "is being cancelled"
+        raise Conflict(f"Job {job_id} {has}; only a job that goes on can be paused.")
+    if row.desired_state != DesiredState.PAUSE:
+        now = utc_now()
+        _want(session, row, DesiredState.PAUSE, EventType.PAUSE_REQUESTED, now=now)
+        if status in (JobStatus.QUEUED, JobStatus.RECOVERING) and row.lease_token is None:
+            transition(session, job_id, to=JobStatus.PAUSED, now=now, reason=Reason.PAUSED_BY_USER, due_at=None)
+        session.refresh(row)
+    return JobView.of(row), False
+
+
+def request_resume(session: Session, job_id: str) -> tuple[JobView, bool]:
+    """Queue a paused job again, at its old place; whether it was not paused at all. Conflict while it is still being paused, or over."""
+    row = find(session, job_id, lock=True)
+    status = JobStatus(row.status)
+    if status.is_terminal or row.desired_state == DesiredState.CANCEL:
+        has = f"is {status} already" if status.is_terminal else "is being cancelled"
+        raise Conflict(f"Job {job_id} {has}; submit it again to train anew.")
+    if row.desired_state == DesiredState.RUN:
+        return JobView.of(row), True
+    if status is not JobStatus.PAUSED:
+        raise Conflict(f"Job {job_id} is {status} and still saves its training state; resume it when it is paused.")
+    now = utc_now()
+    _want(session, row, DesiredState.RUN, EventType.RESUME_REQUESTED, now=now)
+    transition(session, job_id, to=JobStatus.QUEUED, now=now, due_at=now)
+    session.refresh(row)
+    return JobView.of(row), False
+
+
+def _want(session: Session, row: JobRow, wish: DesiredState, event: EventType, *, now: datetime) -> None:
+    row.desired_state, row.desired_since, row.due_at = wish, now, now
+    row.version += 1
+    events.append(session, row.id, event, {}, at=now, attempt=row.attempt or None)
+    session.flush()
 
 
 def wake(session: Session, job_id: str, now: datetime) -> None:

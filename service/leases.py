@@ -61,10 +61,10 @@ def hold(session: Session, claimed: Claimed) -> None:
 
 
 def release(session: Session, claimed: Claimed, *, due_at: datetime | None, now: datetime) -> None:
-    """Give the lease back. A cancel that came meanwhile is looked at without delay."""
+    """Give the lease back. What the user has come to want meanwhile is looked at without delay."""
     hold(session, claimed)
-    desired = session.scalar(select(JobRow.desired_state).where(JobRow.id == claimed.job.id))
-    if due_at is not None and desired != claimed.job.desired_state:
+    row = session.execute(select(JobRow.desired_state, JobRow.status).where(JobRow.id == claimed.job.id)).one()
+    if row.desired_state != claimed.job.desired_state and not JobStatus(row.status).is_terminal:
         due_at = now
     values = {"due_at": due_at, "lease_owner": None, "lease_token": None, "lease_expires_at": None}
     session.execute(update(JobRow).where(JobRow.id == claimed.job.id).values(values))

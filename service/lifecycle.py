@@ -13,11 +13,13 @@ from service.models import JobRow
 from workers.contract import EventType, JobStatus, Reason
 
 ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.CANCELLED}),
-    JobStatus.STARTING: frozenset({JobStatus.RUNNING, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
-    JobStatus.RUNNING: frozenset({JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.STARTING: frozenset({JobStatus.RUNNING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.FINALIZING: frozenset({JobStatus.SUCCEEDED, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
-    JobStatus.RECOVERING: frozenset({JobStatus.STARTING, JobStatus.STOPPING}),
+    JobStatus.RECOVERING: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.STOPPING}),
+    JobStatus.PAUSING: frozenset({JobStatus.PAUSED, JobStatus.FINALIZING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
     JobStatus.STOPPING: frozenset({JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.CANCELLED: frozenset(),

@@ -43,6 +43,7 @@ class JobRow(Base):
     detail: Mapped[str | None] = mapped_column(Text)
     desired_state: Mapped[str] = mapped_column(String(20))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    num_failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # failed attempts that another followed
     version: Mapped[int] = mapped_column(Integer, default=1)
 
     progress: Mapped[dict[str, Any] | None]
@@ -52,7 +53,7 @@ class JobRow(Base):
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    cancel_requested_at: Mapped[datetime | None]
+    desired_since: Mapped[datetime | None]  # when the user last wanted something else
 
     due_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(String(200))

@@ -36,7 +36,10 @@ class Submit:
 
 @dataclass(frozen=True)
 class BeginStop:
-    """Move to stopping: the workers hear it with their next report's answer."""
+    """Move to stopping or pausing: the workers hear it with their next report's answer."""
+
+    status: JobStatus
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,16 @@ class Recover:
 
 @dataclass(frozen=True)
 class End:
-    """The job is over."""
+    """The job is over, or paused: nobody looks at it any more."""
 
     status: JobStatus
     reason: Reason
     detail: str | None
     cause: Reason | None = None  # why its last attempt ended, where that is another reason
 
+
+_CANCELLED = End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
+_PAUSED = End(JobStatus.PAUSED, Reason.PAUSED_BY_USER, None)
 
 Decision = Wait | Launch | Submit | BeginStop | Kill | Inspect | Succeed | Recover | End
 
@@ -129,16 +135,26 @@ class Budget:
         return None
 
 
-def heed_cancel(job: JobRow, attempt: AttemptRow | None) -> Decision | None:
-    """What a wish to cancel means now; None where it means nothing (yet)."""
+def heed_wish(job: JobRow, attempt: AttemptRow | None) -> Decision | None:
+    """What a wish to pause or cancel means now; None where it means nothing (yet)."""
+    if job.desired_state == DesiredState.PAUSE:
+        return _heed_pause(job)
     if job.desired_state != DesiredState.CANCEL:
         return None
-    cancelled = End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
-    if job.status == JobStatus.QUEUED:
-        return cancelled
+    if job.status in (JobStatus.QUEUED, JobStatus.PAUSED):
+        return _CANCELLED
     if job.status != JobStatus.STOPPING:
-        return BeginStop()
-    return cancelled if attempt is None or attempt.ended_at is not None else None
+        return BeginStop(JobStatus.STOPPING, Reason.CANCELLED_BY_USER)
+    return _CANCELLED if attempt is None or attempt.ended_at is not None else None
+
+
+def _heed_pause(job: JobRow) -> Decision | None:
+    """A run that is finalizing has taken its last step: it ends."""
+    if job.status in (JobStatus.QUEUED, JobStatus.RECOVERING):
+        return _PAUSED
+    if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+        return BeginStop(JobStatus.PAUSING, Reason.PAUSED_BY_USER)
+    return None
 
 
 def before_launch(job: JobRow, readiness: Wait | Budget) -> Decision:
@@ -150,23 +166,26 @@ def before_launch(job: JobRow, readiness: Wait | Budget) -> Decision:
 
 
 def during(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, *, now: datetime, grace_seconds: float) -> Decision:
-    """For an attempt that Ray was given, by what Ray says of it now (None: it does not know it)."""
-    is_stopping = job.status == JobStatus.STOPPING
+    """For an attempt that Ray was given, by what Ray says of it now (None: it does not know it).
+
+    grace_seconds: how long a run that is to end may take to do so by itself.
+    """
     if ray_job is None or ray_job.status.is_over:
-        return End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None) if is_stopping else Inspect()
-    if is_stopping and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
+        return _CANCELLED if job.status == JobStatus.STOPPING else Inspect()
+    is_ending = job.status in (JobStatus.STOPPING, JobStatus.PAUSING)
+    if is_ending and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
         return Kill()
     if job.status == JobStatus.STARTING and attempt.submitted_at is not None and now - attempt.submitted_at > PLACEMENT_PATIENCE:
         return Wait(Reason.WAITING_FOR_RESOURCES, "Ray has not started the workers yet: it looks for room for all of them", ACTIVE_SECONDS)
-    return Wait(Reason.CANCELLED_BY_USER if is_stopping else None, None, ACTIVE_SECONDS)
+    return Wait(Reason(job.reason) if is_ending and job.reason else None, None, ACTIVE_SECONDS)
 
 
 def _must_kill(job: JobRow, attempt: AttemptRow, *, now: datetime, grace_seconds: float) -> bool:
     if attempt.stop_requested_at is not None:
         return now - attempt.stop_requested_at >= timedelta(seconds=STOP_AGAIN_SECONDS)
-    if attempt.started_at is None or job.cancel_requested_at is None:
+    if attempt.started_at is None or job.desired_since is None:
         return True  # its workers have not begun: they have nothing to save, and do not hear us
-    return now - job.cancel_requested_at >= timedelta(seconds=grace_seconds)
+    return now - job.desired_since >= timedelta(seconds=grace_seconds)
 
 
 def after(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, result: CommittedResult | None, *, backoff_seconds: float) -> Decision:
@@ -176,8 +195,10 @@ def after(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, result: Comm
     reason, detail = cause(attempt, ray_job)
     if not REASON_RULES[reason].retryable:
         return End(JobStatus.FAILED, reason, detail)
-    if reason is not Reason.WORKER_DIED and attempt.number <= job.spec["retry"]["max_failures"]:  # Ray has spent its own on those
-        return Recover(reason, detail, min(backoff_seconds * 2 ** (attempt.number - 1), MAX_BACKOFF_SECONDS))
+    if job.status == JobStatus.PAUSING:  # however it ended: it goes on from its last training state
+        return _PAUSED
+    if reason is not Reason.WORKER_DIED and job.num_failures < job.spec["retry"]["max_failures"]:  # the driver has spent its own on those
+        return Recover(reason, detail, min(backoff_seconds * 2**job.num_failures, MAX_BACKOFF_SECONDS))
     last = f"attempt {attempt.number} ended with {reason}" + (f": {detail}" if detail else "")
     return End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, last, cause=reason)
 

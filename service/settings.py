@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=45.0, ge=5, description="Set it to how long a dispatcher may hold a job.")
     retry_backoff_seconds: float = Field(default=2.0, ge=0, description="Set it to the pause before a second attempt.")
     stop_grace_seconds: float = Field(default=20.0, ge=0, description="Set it to the time a cancelled run has to stop by itself.")
+    pause_grace_seconds: float = Field(default=600.0, ge=0, description="Set it to the time a paused run has to save its training state.")
 
     @field_validator("database_url")
     @classmethod

@@ -17,7 +17,7 @@ from mae_core.config import RunSpec
 from mae_core.exports.formats import ExportFormat, ExportOutcome
 from mae_core.options import ModelConfig, NormalizeConfig, Strict
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 MANIFEST = "manifest.json"
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
 STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 that ends an attempt
@@ -35,6 +35,8 @@ class JobStatus(StrEnum):
     RUNNING = "running"
     FINALIZING = "finalizing"
     RECOVERING = "recovering"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     STOPPING = "stopping"
     SUCCEEDED = "succeeded"
     CANCELLED = "cancelled"
@@ -49,6 +51,7 @@ class DesiredState(StrEnum):
     """What the user wants of a job; a column apart from its status."""
 
     RUN = "run"
+    PAUSE = "pause"
     CANCEL = "cancel"
 
 
@@ -75,7 +78,8 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
     STALE_ATTEMPT = "stale_attempt"
     RETRIES_EXHAUSTED = "retries_exhausted"
-    # it ended as wanted
+    # as wanted
+    PAUSED_BY_USER = "paused_by_user"
     CANCELLED_BY_USER = "cancelled_by_user"
 
 
@@ -108,6 +112,7 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.INTERNAL_ERROR: ReasonRule(_FAILED, False, "An error in MAEstro itself; see the job's logs, and report it with them."),
     Reason.STALE_ATTEMPT: ReasonRule(_FAILED, True, "A newer attempt had taken over the job."),
     Reason.RETRIES_EXHAUSTED: ReasonRule(_FAILED, False, "The run died more often than retry.max_failures allows; see the last cause."),
+    Reason.PAUSED_BY_USER: ReasonRule(None, False, f"Paused on request; it holds no device. When it is resumed {_GOES_ON}"),
     Reason.CANCELLED_BY_USER: ReasonRule(JobStatus.CANCELLED, False, "Cancelled on request."),
 }
 
@@ -119,6 +124,8 @@ class EventType(StrEnum):
     STATUS_CHANGED = "status_changed"
     REASON_CHANGED = "reason_changed"
     CANCEL_REQUESTED = "cancel_requested"
+    PAUSE_REQUESTED = "pause_requested"
+    RESUME_REQUESTED = "resume_requested"
     ATTEMPT_CREATED = "attempt_created"
     ATTEMPT_ENDED = "attempt_ended"
 

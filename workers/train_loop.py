@@ -91,6 +91,8 @@ class Follower:
             run = self._go_back(diverged)
             if (again := self._take_steps(run)) is not None:
                 raise again
+        if self.last is not None and self.last.stop_agreed and run.resumes and self.world.gather(self.pauses())[0]:
+            self._save_last(self.last.step, run)
         self.ended(run)
 
     def committed_before(self) -> bool:
@@ -124,8 +126,19 @@ class Follower:
     def wants_stop(self) -> bool:
         return False
 
+    def pauses(self) -> bool:
+        """Asked of all workers when they have agreed to stop: whether they save the last step. Rank 0 knows."""
+        return False
+
     def storage_delayed(self, message: str) -> None:
         logger.warning(message)
+
+    def _save_last(self, step: int, run: Run) -> None:
+        """Saves the state after the last step, and waits for it. A save that fails costs the steps since the one before."""
+        self.saver.wait()
+        self.saver.check()
+        self.saver.save(step, run.training_state())
+        self.saver.wait()
 
     def _take_steps(self, run: Run) -> DivergedError | None:
         """All steps that are left; the error where the training diverged, without the frames that hold the run."""
@@ -224,6 +237,9 @@ class Leader(Follower):
 
     def wants_stop(self) -> bool:
         return self.reporter.is_stale or self.reporter.desired_state is not DesiredState.RUN
+
+    def pauses(self) -> bool:
+        return not self.reporter.is_stale and self.reporter.desired_state is DesiredState.PAUSE
 
     def storage_delayed(self, message: str) -> None:
         super().storage_delayed(message)

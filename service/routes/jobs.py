@@ -1,4 +1,4 @@
-"""Jobs: submit, list, get, cancel."""
+"""Jobs: submit, list, get, cancel, pause, resume."""
 
 from typing import Annotated, Literal
 
@@ -55,3 +55,23 @@ def cancel_job(job_id: str, database: DatabaseDep) -> Response:
     with database.write() as session:
         view, was_cancelled = jobs.request_cancel(session, job_id)
     return answer(view, status_code=200 if was_cancelled else 202)
+
+
+@router.post(
+    "/{job_id}/pause", response_model=JobView, status_code=202, responses={200: {"model": JobView, "description": "Already paused"}}
+)
+def pause_job(job_id: str, database: DatabaseDep) -> Response:
+    """Ask a job to save its training state and release its devices. 202: it will; 200: it is paused already; 409: it has ended."""
+    with database.write() as session:
+        view, was_paused = jobs.request_pause(session, job_id)
+    return answer(view, status_code=200 if was_paused else 202)
+
+
+@router.post(
+    "/{job_id}/resume", response_model=JobView, status_code=202, responses={200: {"model": JobView, "description": "It was not paused"}}
+)
+def resume_job(job_id: str, database: DatabaseDep) -> Response:
+    """Queue a paused job again; it goes on at the exact step. 409: it is still being paused, or has ended."""
+    with database.write() as session:
+        view, was_running = jobs.request_resume(session, job_id)
+    return answer(view, status_code=200 if was_running else 202)

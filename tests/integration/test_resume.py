@@ -34,6 +34,28 @@ def test_killed_worker_resumes_bit_for_bit(live_service: LiveService) -> None:
     assert view["metrics"]["loss"] == expected[3 * NUM_STEPS]
 
 
+def test_a_paused_job_releases_its_devices_and_goes_on_at_the_exact_step(live_service: LiveService) -> None:
+    client = live_service.client
+    spec = pretrain_spec(optim={"epochs": 12, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1}, checkpoint={"every_steps": 1000})
+    undisturbed = client.submit(spec | {"name": "undisturbed"})["id"]
+    assert wait_for_end(client, undisturbed)["status"] == "succeeded"
+    job = client.submit(spec | {"name": "paused"})["id"]
+    wait_for_step(client, job, 5)
+    client.pause(job)
+    paused = wait_for(lambda: (view := client.job(job))["status"] == "paused" and view, seconds=60, what="the pause")
+    [stopped] = events_of(client, job, "run_stopped")
+    [state] = events_of(client, job, "training_state_committed")  # no other was due
+    assert state["step"] == stopped["step"]
+    assert train_workers(live_service.run) == []
+    assert (paused["reason"], paused["finished_at"]) == ("paused_by_user", None)
+    client.resume(job)
+    view = wait_for_end(client, job)
+
+    assert (view["status"], view["attempt"]) == ("succeeded", 2), view["detail"]
+    assert [start["resumed_from"] for start in events_of(client, job, "workers_started")] == [None, state["key"]]
+    assert losses_of(client, job) == losses_of(client, undisturbed)  # bit for bit
+
+
 def test_killed_api_and_dispatcher_lose_nothing_and_start_nothing_twice(live_service: LiveService) -> None:
     client = live_service.client
     job = client.submit(pretrain_spec(name="outage", optim={"epochs": 8, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1}))["id"]

@@ -1,16 +1,17 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import Base
+from service.models import Base, JobRow
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -40,6 +41,43 @@ def test_down_and_up_again(database: Database) -> None:
     upgrade(database)
     upgrade(database)
     assert current_revision(database) == head_revision() is not None
+    database.close()
+
+
+def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
+    """A job of the first schema, which has failed twice and is being cancelled; then paused, in the schema of today."""
+    upgrade(database, "0001")
+    columns = {
+        "id": "'j'",
+        "name": "'n'",
+        "kind": "'pretrain'",
+        "labels": "'{}'",
+        "spec": "'{}'",
+        "body_hash": "'h'",
+        "status": "'running'",
+        "desired_state": "'cancel'",
+        "attempt": "3",
+        "version": "9",
+        "created_at": "'2026-01-01 00:00:00.000000'",
+        "cancel_requested_at": "'2026-01-02 00:00:00.000000'",
+    }
+    with database.write() as session:
+        session.execute(text(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join(columns.values())})"))
+        event = "INSERT INTO events (job_id, type, at, data) VALUES ('j', 'job_queued', '2026-01-01 00:00:00.000000', '{}')"
+        session.execute(text(event))
+    upgrade(database)
+    with database.write() as session:
+        row = session.get_one(JobRow, "j")
+        assert (row.num_failures, row.attempt, row.version) == (2, 3, 9)
+        assert row.desired_since == datetime(2026, 1, 2, tzinfo=UTC)
+        row.status, row.desired_state = "paused", "pause"
+    downgrade(database, "0001")
+    with database.read() as session:
+        found = session.execute(text("SELECT status, desired_state, attempt, cancel_requested_at FROM jobs")).one()
+        assert (found.status, found.desired_state, found.attempt) == ("queued", "run", 3)
+        assert "2026-01-02" in str(found.cancel_requested_at)
+        assert session.scalar(text("SELECT count(*) FROM events WHERE job_id = 'j'")) == 1
+    upgrade(database)
     database.close()
 
 

@@ -12,13 +12,24 @@ from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def job(status: JobStatus, *, cancel: float | None = None, num_workers: int = 1, max_failures: int = 3) -> JobRow:
-    """`cancel`: seconds since it was asked for."""
+def job(
+    status: JobStatus,
+    *,
+    cancel: float | None = None,
+    pause: float | None = None,
+    num_workers: int = 1,
+    max_failures: int = 3,
+    num_failures: int = 0,
+) -> JobRow:
+    """`cancel`, `pause`: seconds since it was asked for."""
+    since = pause if cancel is None else cancel
     return JobRow(
         id="j",
         status=status,
-        desired_state=DesiredState.RUN if cancel is None else DesiredState.CANCEL,
-        cancel_requested_at=None if cancel is None else NOW - timedelta(seconds=cancel),
+        reason={JobStatus.STOPPING: Reason.CANCELLED_BY_USER, JobStatus.PAUSING: Reason.PAUSED_BY_USER}.get(status),
+        desired_state=DesiredState.CANCEL if cancel is not None else DesiredState.RUN if pause is None else DesiredState.PAUSE,
+        desired_since=None if since is None else NOW - timedelta(seconds=since),
+        num_failures=num_failures,
         spec={
             "resources": {"num_workers": num_workers, "cpus_per_worker": 2, "gpus_per_worker": 1},
             "retry": {"max_failures": max_failures},
@@ -38,24 +49,62 @@ CANCELLED = policy.End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if not status.is_terminal])
-def test_without_a_wish_to_cancel_nothing_is_done(status: JobStatus) -> None:
-    assert policy.heed_cancel(job(status), attempt()) is None
+def test_without_a_wish_nothing_is_done(status: JobStatus) -> None:
+    assert policy.heed_wish(job(status), attempt()) is None
 
 
 @pytest.mark.parametrize(
     ("status", "attempt", "decision"),
     [
         (JobStatus.QUEUED, None, CANCELLED),
-        (JobStatus.STARTING, attempt(), policy.BeginStop()),
-        (JobStatus.RUNNING, attempt(), policy.BeginStop()),
-        (JobStatus.FINALIZING, attempt(), policy.BeginStop()),
-        (JobStatus.RECOVERING, attempt(ended_at=NOW), policy.BeginStop()),
+        (JobStatus.STARTING, attempt(), policy.BeginStop(JobStatus.STOPPING, Reason.CANCELLED_BY_USER)),
+        (JobStatus.RUNNING, attempt(), policy.BeginStop(JobStatus.STOPPING, Reason.CANCELLED_BY_USER)),
+        (JobStatus.FINALIZING, attempt(), policy.BeginStop(JobStatus.STOPPING, Reason.CANCELLED_BY_USER)),
+        (JobStatus.RECOVERING, attempt(ended_at=NOW), policy.BeginStop(JobStatus.STOPPING, Reason.CANCELLED_BY_USER)),
         (JobStatus.STOPPING, attempt(ended_at=NOW), CANCELLED),
         (JobStatus.STOPPING, attempt(), None),
     ],
 )
 def test_a_wish_to_cancel(status: JobStatus, attempt: AttemptRow | None, decision: policy.Decision | None) -> None:
-    assert policy.heed_cancel(job(status, cancel=1), attempt) == decision
+    assert policy.heed_wish(job(status, cancel=1), attempt) == decision
+
+
+PAUSED = policy.End(JobStatus.PAUSED, Reason.PAUSED_BY_USER, None)
+BEGIN_PAUSE = policy.BeginStop(JobStatus.PAUSING, Reason.PAUSED_BY_USER)
+
+
+@pytest.mark.parametrize(
+    ("status", "decision"),
+    [
+        (JobStatus.QUEUED, PAUSED),
+        (JobStatus.RECOVERING, PAUSED),
+        (JobStatus.STARTING, BEGIN_PAUSE),
+        (JobStatus.RUNNING, BEGIN_PAUSE),
+        (JobStatus.PAUSING, None),
+        (JobStatus.FINALIZING, None),  # its last step is taken: it ends
+    ],
+)
+def test_a_wish_to_pause(status: JobStatus, decision: policy.Decision | None) -> None:
+    assert policy.heed_wish(job(status, pause=1), attempt()) == decision
+
+
+def test_a_paused_run_has_time_to_save_then_it_is_killed() -> None:
+    begun = attempt(started_at=NOW, submitted_at=NOW)
+    waits = policy.Wait(Reason.PAUSED_BY_USER, None, policy.ACTIVE_SECONDS)
+    running = ray(RayStatus.RUNNING)
+    assert policy.during(job(JobStatus.PAUSING, pause=599), begun, running, now=NOW, grace_seconds=600) == waits
+    assert policy.during(job(JobStatus.PAUSING, pause=600), begun, running, now=NOW, grace_seconds=600) == policy.Kill()
+    assert policy.during(job(JobStatus.PAUSING, pause=600), begun, None, now=NOW, grace_seconds=600) == policy.Inspect()
+
+
+@pytest.mark.parametrize("reason", [None, Reason.WORKER_DIED, Reason.DRIVER_DIED])
+def test_a_run_that_was_to_pause_is_paused_however_it_ended(reason: Reason | None) -> None:
+    """And spends no failure. What a retry could not mend fails it all the same, and a committed result is one."""
+    over = ray(RayStatus.FAILED)
+    assert policy.after(job(JobStatus.PAUSING, pause=9), attempt(reason=reason), over, None, backoff_seconds=2) == PAUSED
+    failed = policy.after(job(JobStatus.PAUSING, pause=9), attempt(reason=Reason.DATA_ERROR), over, None, backoff_seconds=2)
+    assert isinstance(failed, policy.End)
+    assert failed.status is JobStatus.FAILED
 
 
 @pytest.mark.parametrize(
@@ -171,7 +220,8 @@ def test_workers_that_ray_cannot_place_are_told(seconds: float, reason: Reason |
 def test_the_budget_of_attempts() -> None:
     def after(number: int, max_failures: int) -> policy.Decision:
         over = ray(RayStatus.FAILED, "exit code -9")
-        return policy.after(job(JobStatus.RUNNING, max_failures=max_failures), attempt(number), over, None, backoff_seconds=2)
+        failed = job(JobStatus.RUNNING, max_failures=max_failures, num_failures=number - 1)
+        return policy.after(failed, attempt(number), over, None, backoff_seconds=2)
 
     assert [after(number, 3) for number in (1, 2, 3)] == [
         policy.Recover(Reason.DRIVER_DIED, "exit code -9", seconds) for seconds in (2.0, 4.0, 8.0)
