@@ -5,14 +5,16 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any
 
+from pydantic import ValidationError
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service import endings, launches, leases, lifecycle, policy
+from service import endings, launches, leases, lifecycle, policy, submission
 from service.db import Database
-from service.errors import RayUnreachable
+from service.errors import Invalid, RayUnreachable, StorageUnreachable
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Outcome
-from service.models import AttemptRow
+from service.models import AttemptRow, JobRow
 from service.ray_jobs import RayJobs, RayRefused
 from service.settings import Settings
 from service.storage import Storage
@@ -35,6 +37,8 @@ class Actions:
         match decision:
             case policy.Wait():
                 self._wait(claimed, decision)
+            case policy.TakeUp(result_uri):
+                self._take_up(claimed, result_uri)
             case policy.Launch():
                 self._launch(claimed)
             case policy.Submit():
@@ -77,6 +81,24 @@ class Actions:
             lifecycle.set_reason(session, claimed.job.id, reason=wait.reason, detail=wait.detail, now=now, lease=claimed.token)
 
         self.apply(claimed, apply, seconds=wait.seconds)
+
+    def _take_up(self, claimed: Claimed, result_uri: str) -> None:
+        """The result of the job that it waited for, into its spec; the next look, at once, launches it."""
+        try:
+            spec = submission.freeze_parent(self._storage, claimed.job.spec, result_uri)
+        except StorageUnreachable as error:
+            self._wait(claimed, policy.Wait(Reason.STORAGE_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS))
+            return
+        except (Invalid, ValidationError) as error:
+            detail = error.detail if isinstance(error, Invalid) else str(error)[:500]
+            self.carry_out(claimed, policy.End(JobStatus.FAILED, Reason.ENCODER_ERROR, detail))
+            return
+
+        def apply(session: Session, now: datetime) -> None:
+            session.execute(update(JobRow).where(JobRow.id == claimed.job.id).values(spec=spec, version=JobRow.version + 1))
+            lifecycle.set_reason(session, claimed.job.id, reason=None, detail=None, now=now, lease=claimed.token)
+
+        self.apply(claimed, apply, seconds=0.0)
 
     def _launch(self, claimed: Claimed) -> None:
         with self._database.write() as session:

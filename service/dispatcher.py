@@ -95,7 +95,8 @@ class Dispatcher:
         if wish is not None:
             return wish
         if job.status in (JobStatus.QUEUED, JobStatus.RECOVERING):
-            return policy.before_launch(job, world.readiness())
+            parent = world.parent(job)
+            return policy.before_launch(job, world.readiness()) if parent is None else policy.await_parent(parent)
         assert attempt is not None, f"job {job.id} is {job.status} without an attempt"
         if job.status == JobStatus.STARTING and attempt.submitted_at is None:
             return policy.Submit()

@@ -13,7 +13,7 @@ from service.models import JobRow
 from workers.contract import EventType, JobStatus, Reason
 
 ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.STARTING: frozenset({JobStatus.RUNNING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset({JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.FINALIZING: frozenset({JobStatus.SUCCEEDED, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),

@@ -9,6 +9,7 @@ from workers.contract import REASON_RULES, DesiredState, EncoderManifest, JobSta
 
 ACTIVE_SECONDS = 1.0
 WAITING_SECONDS = 2.0
+PARENT_SECONDS = 5.0
 UNREACHABLE_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 60.0
 STOP_AGAIN_SECONDS = 30.0
@@ -22,6 +23,13 @@ class Wait:
     reason: Reason | None
     detail: str | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class TakeUp:
+    """The job that it waited for has succeeded: freeze its result into the spec."""
+
+    result_uri: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class End:
 _CANCELLED = End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
 _PAUSED = End(JobStatus.PAUSED, Reason.PAUSED_BY_USER, None)
 
-Decision = Wait | Launch | Submit | BeginStop | Kill | Inspect | Succeed | Recover | End
+Decision = Wait | TakeUp | Launch | Submit | BeginStop | Kill | Inspect | Succeed | Recover | End
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,16 @@ def _heed_pause(job: JobRow) -> Decision | None:
     if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
         return BeginStop(JobStatus.PAUSING, Reason.PAUSED_BY_USER)
     return None
+
+
+def await_parent(parent: JobRow) -> Decision:
+    """For a job that starts from the encoder of `parent`."""
+    if not JobStatus(parent.status).is_terminal:
+        return Wait(Reason.WAITING_FOR_JOB, f"job {parent.id} is {parent.status}", PARENT_SECONDS)
+    if parent.status == JobStatus.SUCCEEDED and parent.result_uri is not None:
+        return TakeUp(parent.result_uri)
+    why = f" ({parent.reason})" if parent.reason else ""
+    return End(JobStatus.FAILED, Reason.PARENT_FAILED, f"job {parent.id} is {parent.status}{why}")
 
 
 def before_launch(job: JobRow, readiness: Wait | Budget) -> Decision:

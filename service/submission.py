@@ -1,11 +1,12 @@
-"""What a spec refers to is looked up once, at submission, and frozen into it."""
+"""What a spec refers to is looked up once and frozen into it: at submission, or when the job that it waits for has succeeded."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from mae_core.config import EvaluateSpec, Spec
-from mae_core.options import EncoderRef
+from mae_core.config import RUN_SPEC, EvaluateSpec, Spec
+from mae_core.options import EncoderRef, ModelConfig
 from mae_core.saved_config import WEIGHT_SUFFIXES
 from service.db import Database
 from service.errors import Invalid, spec_errors
@@ -24,8 +25,14 @@ def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources
         return spec
     if spec.encoder.file is not None:
         return _from_file(spec, spec.encoder.file, sources_are_local=sources_are_local)
-    field = "encoder.job" if spec.encoder.job is not None else "encoder.artifact"
-    uri = _job_result(database, spec.encoder.job, spec) if spec.encoder.job is not None else spec.encoder.artifact
+    field, uri = "encoder.artifact", spec.encoder.artifact
+    if spec.encoder.job is not None:
+        field, parent = "encoder.job", _parent(database, spec.encoder.job, spec)
+        uri = parent.result_uri
+        if uri is None:  # it has not finished: the job waits for it
+            model = parent.spec.get("model")
+            found = FoundEncoder(parent.kind, ModelConfig.model_validate(model) if model is not None else None)
+            return _with_encoder(spec, found, field=field, where=f"of job {parent.id}")
     assert uri is not None
     if not uri.endswith(WEIGHT_SUFFIXES):
         uri = uri.rstrip("/") + "/"
@@ -38,7 +45,16 @@ def _usable(spec: Spec) -> list[str]:
     return ["pretrain", "finetune"] if isinstance(spec, EvaluateSpec) else ["pretrain"]
 
 
-def _job_result(database: Database, job_id: str, spec: Spec) -> str:
+def freeze_parent(storage: Storage, spec: dict[str, Any], result_uri: str) -> dict[str, Any]:
+    """The stored spec of a job that waited for another, with that one's result in its place. Invalid where it cannot be used."""
+    found = find_encoder(StoredPlace(storage, result_uri), field="encoder.job")
+    model = spec["model"] or (found.model.model_dump(mode="json") if found.model is not None else None)
+    frozen = RUN_SPEC.validate_python(spec | {"encoder": {"artifact": result_uri}, "model": model})
+    return frozen.model_dump(mode="json")
+
+
+def _parent(database: Database, job_id: str, spec: Spec) -> JobRow:
+    """The job that the spec starts from: its result_uri is None as long as it goes on."""
     field = "encoder.job"
     with database.read() as session:
         row = session.get(JobRow, job_id)
@@ -49,9 +65,7 @@ def _job_result(database: Database, job_id: str, spec: Spec) -> str:
         raise Invalid(field, f"job {job_id} is of kind {row.kind}; name a {wanted} job, or give the encoder as an artifact")
     if row.status in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise Invalid(field, f"job {job_id} is {row.status}, so it left no encoder; name a job that has succeeded")
-    if row.status != JobStatus.SUCCEEDED or row.result_uri is None:
-        raise Invalid(field, f"job {job_id} is {row.status}; submit again when it has succeeded")
-    return row.result_uri
+    return row
 
 
 def _from_file(spec: Spec, path: str, *, sources_are_local: bool) -> Spec:

@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 
 from service.db import Database
 from service.errors import RayUnreachable, StorageUnreachable
-from service.models import AttemptRow
+from service.models import AttemptRow, JobRow
 from service.policy import UNREACHABLE_SECONDS, Budget, Needs, Wait
 from service.ray_jobs import RayJob, RayJobs
 from service.storage import Storage
@@ -31,6 +31,14 @@ class World:
         except RayUnreachable as error:
             self._ray_problem = error
             raise
+
+    def parent(self, job: JobRow) -> JobRow | None:
+        """The job whose result `job` waits for; None where it waits for none, or has taken it up."""
+        encoder = job.spec.get("encoder") or {}
+        if encoder.get("job") is None:
+            return None
+        with self._database.read() as session:
+            return session.get_one(JobRow, encoder["job"])
 
     def readiness(self) -> Wait | Budget:
         """Why nothing can be launched now, or what is free."""

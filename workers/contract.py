@@ -62,6 +62,7 @@ class Reason(StrEnum):
     WAITING_FOR_RESOURCES = "waiting_for_resources"
     RAY_UNREACHABLE = "ray_unreachable"
     STORAGE_UNREACHABLE = "storage_unreachable"
+    WAITING_FOR_JOB = "waiting_for_job"
     # infrastructure: the run goes on from its training state
     WORKER_DIED = "worker_died"
     DRIVER_DIED = "driver_died"
@@ -71,6 +72,7 @@ class Reason(StrEnum):
     DATA_ERROR = "data_error"
     STORAGE_REFUSED = "storage_refused"
     ENCODER_ERROR = "encoder_error"
+    PARENT_FAILED = "parent_failed"
     SPEC_ERROR = "spec_error"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
@@ -98,6 +100,9 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.STORAGE_UNREACHABLE: ReasonRule(
         None, True, "Object storage does not answer; the job waits. Check its endpoint and credentials."
     ),
+    Reason.WAITING_FOR_JOB: ReasonRule(
+        None, True, "The job whose encoder it starts from has not finished; it starts when that one succeeds."
+    ),
     Reason.WORKER_DIED: ReasonRule(_FAILED, True, f"A worker process of the run died; {_GOES_ON}"),
     Reason.DRIVER_DIED: ReasonRule(_FAILED, True, f"The driver process of the run died; {_GOES_ON}"),
     Reason.RAY_JOB_LOST: ReasonRule(_FAILED, True, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
@@ -105,6 +110,9 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.DATA_ERROR: ReasonRule(_FAILED, False, "The data cannot be used; see the detail, mend it and submit again."),
     Reason.STORAGE_REFUSED: ReasonRule(_FAILED, False, "Object storage refused the workers; check their credentials and the bucket."),
     Reason.ENCODER_ERROR: ReasonRule(_FAILED, False, "The encoder cannot be used; see the detail and name another."),
+    Reason.PARENT_FAILED: ReasonRule(
+        _FAILED, False, "The job whose encoder it would start from left none; see that one, and submit both again."
+    ),
     Reason.SPEC_ERROR: ReasonRule(_FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
     Reason.DIVERGED: ReasonRule(_FAILED, False, "Losses are not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
     Reason.OUT_OF_MEMORY: ReasonRule(_FAILED, False, "Out of memory; lower optim.batch_size, raise optim.accumulation or add workers."),

@@ -93,13 +93,22 @@ def test_probe_and_finetune_start_from_the_encoder(live_service: LiveService, pr
 
 
 def test_jobs_start_from_what_other_libraries_open(live_service: LiveService, pretrained: Json) -> None:
-    """From a folder of Hugging Face, with its decoder, and from a checkpoint of the authors' names, both in S3 and without a manifest."""
+    """From a folder of Hugging Face, with its decoder, and from a checkpoint of the authors' names, both in S3 and without a manifest.
+
+    And one from a job that has not finished, for which it waits.
+    """
     client = live_service.client
     more = client.submit(pretrain_spec(name="more", encoder={"artifact": f"{pretrained['result_uri']}hf-mae/"}))["id"]
     file = {"artifact": f"{pretrained['result_uri']}torch/model.pth"}
     data = {"source": "digits", "validation_fraction": 0.2, "normalize": {"mean": [0.5], "std": [0.5]}}
     probe = client.submit(probe_spec(file, data=data, resources={"num_workers": 1}))["id"]
+    child = client.submit(probe_spec({"job": more}, name="waits", resources={"num_workers": 1}))["id"]
     went_on, probed = wait_for_end(client, more), wait_for_end(client, probe)
+    waited = wait_for_end(client, child)
+    assert waited["status"] == "succeeded", waited["detail"]
+    assert {event["reason"] for event in events_of(client, child, "reason_changed")} >= {"waiting_for_job", None}
+    assert waited["started_at"] > went_on["finished_at"]
+    assert waited["spec"]["encoder"]["artifact"] == went_on["result_uri"]
     assert went_on["status"] == probed["status"] == "succeeded", (went_on["detail"], probed["detail"])
     losses, first = losses_of(client, more), losses_of(client, pretrained["id"])
     assert losses[1] < 0.8 * first[1]  # of the same images and masks
