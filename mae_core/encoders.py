@@ -92,7 +92,7 @@ def _model_to_build(saved: ModelConfig, wanted: ModelConfig | None, *, place: Pa
         if getattr(saved, name) != getattr(wanted, name)
     ]
     if differ:
-        raise EncoderError(f"encoder {place}: {'; '.join(differ)}; leave model out to take the encoder's")
+        raise EncoderError(f"encoder {place}: {'; '.join(differ)}; give the encoder's own")
     return wanted
 
 
