@@ -93,7 +93,7 @@ class PretrainRun(TrainedRun):
             self._mae.load_state_dict(saved, strict=False)
             logger.info("going on from the encoder %s and its decoder", place)
         else:
-            why = "is of another shape" if loaded.decoder else "is not there"
+            why = "does not fit" if loaded.decoder else "is not there"
             logger.info("going on from the encoder %s with a new decoder, as its own %s", place, why)
 
     def _loss(self, replica: nn.Module, micro: MicroBatch) -> Tensor:

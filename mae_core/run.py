@@ -81,7 +81,7 @@ class TrainedRun(Run):
         if not self._is_measured:
             self.normalize, self._is_measured = self._channel_statistics(), True
         # A state is saved before its step is evaluated: who died between the two evaluates first.
-        is_due = training.step > 0 and training.step % self._evaluate_every == 0
+        is_due = training.step > 0 and (training.step % self._evaluate_every == 0 or training.step == training.num_steps)
         if is_due and (yield from self._evaluate(wants_stop)):
             return
         for progress in training.steps(wants_stop, can_save):

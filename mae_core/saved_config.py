@@ -14,6 +14,10 @@ WEIGHTS, WEIGHTS_OF_TORCH = "model.safetensors", "pytorch_model.bin"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of a file that holds nothing but tensors, or a checkpoint of training
 
 _MAX_LAYER_NORM_EPS = 1e-6  # ours; with less (1e-12, Hugging Face's) the numbers are the same
+_TIMM_ARGUMENTS = {
+    *("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "num_classes", "global_pool"),
+    *("weight_init", "dynamic_img_size", "strict_img_size"),  # these change no number
+}
 _TIMM_ARCHITECTURE = re.compile(r"vit_([a-z]+)_patch(\d+)(?:_(\d+))?")
 
 
@@ -84,6 +88,8 @@ def _of_timm(said: Mapping[str, Any]) -> SavedConfig:
     if named is None or named[1] not in ARCH_SIZES:
         raise ValueError(f"timm's {said['architecture']} is another network; vit_<size>_patch<n> with a size of {', '.join(ARCH_SIZES)} do")
     given, pretrained = said.get("model_args") or {}, said.get("pretrained_cfg") or {}
+    if other := [name for name in given if name not in _TIMM_ARGUMENTS and not name.endswith("_rate")]:
+        raise ValueError(f"it is another network than ours, or may be: it was made with {', '.join(other)}")
     width, depth, num_heads = ARCH_SIZES[named[1]]
     in_chans, *input_size = pretrained.get("input_size") or (3, int(named[3] or 224), int(named[3] or 224))
     in_chans = given.get("in_chans", in_chans)
@@ -114,7 +120,13 @@ def _class_names(names: Any, *, num_classes: int) -> list[str]:
         raise ValueError(
             f"it has a head for {num_classes} classes, but not their names (label_names); add them, or save it with num_classes=0"
         )
-    return [str(name) for name in names]
+    return _distinct([str(name) for name in names])
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"its classes {', '.join(twice[:5])} have the same name twice, and images are told apart by it; rename them")
+    return names
 
 
 def _of_hf(said: Mapping[str, Any], processor: Mapping[str, Any]) -> SavedConfig:
@@ -135,7 +147,7 @@ def _of_hf(said: Mapping[str, Any], processor: Mapping[str, Any]) -> SavedConfig
     classes: list[str] = []
     if "ViTForImageClassification" in (said.get("architectures") or []):
         named = {int(number): str(name) for number, name in (said.get("id2label") or {}).items()}
-        classes = [named[number] for number in sorted(named)]
+        classes = _distinct([named[number] for number in sorted(named)])
     return SavedConfig(
         ModelConfig(arch=arch, image_size=said["image_size"], in_chans=in_chans),
         statistics(processor.get("image_mean"), processor.get("image_std"), in_chans=in_chans),

@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,10 @@ from mae_core.saved_config import (
     saved_config,
 )
 
+_UNREADABLE = (
+    *(OSError, EOFError, SafetensorError, pickle.UnpicklingError, struct.error),
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+)
 _WRAPPERS = ("model", "state_dict")  # under which a checkpoint of training has the model
 _OF_HF = re.compile(r"(vit\.)?embeddings\.")
 _DECODER = ("mask_token", "decoder_")
@@ -64,14 +69,23 @@ def read_weights(place: Path) -> SavedWeights:
     file = place if place.is_file() else _weights_file(place)
     try:
         tensors = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
-    except (OSError, EOFError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError) as error:
-        why = str(error).partition("\n")[0][:300] or type(error).__name__
+    except _UNREADABLE as error:
+        why = _why(error)
         name = "the file" if file == place else file.name
         raise EncoderError(f"encoder {place}: {name} cannot be read ({why})") from error
     if any(_OF_HF.match(name) for name in tensors):
         tensors = from_hf({name: tensor for name, tensor in tensors.items() if not name.startswith(_UNUSED)})
     decoder = {name: tensor for name, tensor in tensors.items() if name.startswith(_DECODER)}
     return SavedWeights(file, {name: tensor for name, tensor in tensors.items() if name not in decoder}, decoder)
+
+
+def _why(error: Exception) -> str:
+    """In our words where the library's would advise to unpickle whatever is there."""
+    if isinstance(error, pickle.UnpicklingError):
+        refused = re.search(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+)", str(error))
+        what = f"it holds a {refused[1]}" if refused else "it is damaged, or holds more"
+        return f"{what}, where only tensors and plain containers are taken; save the model's state_dict alone"
+    return str(error).partition("\n")[0][:300] or type(error).__name__
 
 
 def in_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:

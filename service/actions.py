@@ -13,7 +13,7 @@ from service import endings, launches, leases, lifecycle, policy, submission
 from service.db import Database
 from service.errors import Invalid, RayUnreachable, StorageUnreachable
 from service.leases import Claimed, LeaseLost
-from service.lifecycle import Outcome
+from service.lifecycle import Outcome, Overtaken
 from service.models import AttemptRow, JobRow
 from service.ray_jobs import RayJobs, RayRefused
 from service.settings import Settings
@@ -148,8 +148,10 @@ class Actions:
         def apply(session: Session, now: datetime) -> None:
             lease = claimed.token
             outcome = lifecycle.transition(session, claimed.job.id, to=to, now=now, reason=reason, detail=detail, lease=lease, **changes)
+            if outcome is Outcome.LOST_LEASE:
+                raise LeaseLost(claimed.job.id)
             if outcome is not Outcome.DONE:
-                raise LeaseLost(f"{claimed.job.id}: {outcome.name}")
+                raise Overtaken(f"job {claimed.job.id} cannot become {to} any more")
 
         return apply
 

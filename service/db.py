@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, create_engine, event
+from sqlalchemy import JSON, DateTime, Dialect, String, Text, create_engine, event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -40,6 +40,23 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class CleanString(TypeDecorator[str]):
+    """Text without NUL, which PostgreSQL cannot hold: what a user or a dying process sends is kept all the same."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value.replace("\0", "\ufffd") if value is not None else None
+
+
+class CleanText(CleanString):
+    """The same of any length."""
+
+    impl = Text
+    cache_ok = True
 
 
 class JsonValue(TypeDecorator[Any]):

@@ -8,13 +8,16 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 
+from sqlalchemy import select
+
 from service import endings, leases, policy
 from service.actions import Actions
 from service.db import Database, utc_now
 from service.errors import RayUnreachable, StorageUnreachable
 from service.leases import Claimed, LeaseLost
+from service.lifecycle import Overtaken
 from service.migrations.schema import require_head
-from service.models import AttemptRow
+from service.models import AttemptRow, JobRow
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.settings import Settings, load_settings
@@ -83,6 +86,9 @@ class Dispatcher:
                 self._actions.carry_out(claimed, self._decide(claimed, world))
             except LeaseLost:
                 raise
+            except Overtaken as error:
+                log.info("%s; looking again", error)
+                self._actions.apply(claimed, lambda session, now: None, seconds=0.0)
             except Exception:  # one job's trouble must not stop the others
                 log.exception("job %s: this look failed; the next one comes in %.0f s", job_id, ERROR_SECONDS)
                 self._actions.apply(claimed, lambda session, now: None, seconds=ERROR_SECONDS)
@@ -117,6 +123,9 @@ class Dispatcher:
             return policy.End(JobStatus.FAILED, Reason.CONTRACT_MISMATCH, str(error))
         with self._database.read() as session:  # its workers' last words may have come since the lease began
             attempt = session.get_one(AttemptRow, (attempt.job_id, attempt.number))
+            desired_now = session.scalar(select(JobRow.desired_state).where(JobRow.id == job.id))
+        if desired_now != job.desired_state:  # they may have ended because of that
+            return policy.Wait(Reason(job.reason) if job.reason else None, job.detail, 0.0)
         return policy.after(job, attempt, ray_job, result, backoff_seconds=self._settings.retry_backoff_seconds)
 
 

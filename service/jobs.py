@@ -199,7 +199,7 @@ def request_resume(session: Session, job_id: str) -> tuple[JobView, bool]:
     if row.desired_state == DesiredState.RUN:
         return JobView.of(row), True
     if status is not JobStatus.PAUSED:
-        raise Conflict(f"Job {job_id} is {status} and still saves its training state; resume it when it is paused.")
+        raise Conflict(f"Job {job_id} is {status}, and not paused yet; resume it when it is.")
     now = utc_now()
     _want(session, row, DesiredState.RUN, EventType.RESUME_REQUESTED, now=now)
     transition(session, job_id, to=JobStatus.QUEUED, now=now, due_at=now)

@@ -16,7 +16,7 @@ ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.STARTING: frozenset({JobStatus.RUNNING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset({JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
-    JobStatus.FINALIZING: frozenset({JobStatus.SUCCEEDED, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.FINALIZING: frozenset({JobStatus.SUCCEEDED, JobStatus.RECOVERING, JobStatus.PAUSED, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.RECOVERING: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.STOPPING}),
     JobStatus.PAUSING: frozenset({JobStatus.PAUSED, JobStatus.FINALIZING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
@@ -34,6 +34,10 @@ class Outcome(Enum):
     ALREADY_THERE = auto()
     ILLEGAL = auto()
     LOST_LEASE = auto()
+
+
+class Overtaken(Exception):
+    """The job is not where it was when this was decided: decide anew."""
 
 
 def transition(

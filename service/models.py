@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, String, Text, text
+from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.db import JsonValue, UtcDateTime
+from service.db import CleanString, CleanText, JsonValue, UtcDateTime
 
 
 class Base(DeclarativeBase):
@@ -30,25 +30,25 @@ class JobRow(Base):
         Index("ix_jobs_due_at", "due_at", sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL")),
     )
 
-    id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
-    kind: Mapped[str] = mapped_column(String(20))
+    id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
+    name: Mapped[str] = mapped_column(CleanString(200))
+    kind: Mapped[str] = mapped_column(CleanString(20))
     labels: Mapped[dict[str, str]]
     spec: Mapped[dict[str, Any]]
-    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
-    body_hash: Mapped[str] = mapped_column(String(64))
+    idempotency_key: Mapped[str | None] = mapped_column(CleanString(200), unique=True)
+    body_hash: Mapped[str] = mapped_column(CleanString(64))
 
-    status: Mapped[str] = mapped_column(String(20))
-    reason: Mapped[str | None] = mapped_column(String(40))
-    detail: Mapped[str | None] = mapped_column(Text)
-    desired_state: Mapped[str] = mapped_column(String(20))
+    status: Mapped[str] = mapped_column(CleanString(20))
+    reason: Mapped[str | None] = mapped_column(CleanString(40))
+    detail: Mapped[str | None] = mapped_column(CleanText)
+    desired_state: Mapped[str] = mapped_column(CleanString(20))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     num_failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # failed attempts that another followed
     version: Mapped[int] = mapped_column(Integer, default=1)
 
     progress: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
-    result_uri: Mapped[str | None] = mapped_column(String(2000))
+    result_uri: Mapped[str | None] = mapped_column(CleanString(2000))
 
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
@@ -56,8 +56,8 @@ class JobRow(Base):
     desired_since: Mapped[datetime | None]  # when the user last wanted something else
 
     due_at: Mapped[datetime | None]
-    lease_owner: Mapped[str | None] = mapped_column(String(200))
-    lease_token: Mapped[str | None] = mapped_column(String(40))
+    lease_owner: Mapped[str | None] = mapped_column(CleanString(200))
+    lease_token: Mapped[str | None] = mapped_column(CleanString(40))
     lease_expires_at: Mapped[datetime | None]
 
 
@@ -68,7 +68,7 @@ class AttemptRow(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    submission_id: Mapped[str] = mapped_column(String(60), unique=True)
+    submission_id: Mapped[str] = mapped_column(CleanString(60), unique=True)
     num_cpus: Mapped[int] = mapped_column(Integer)
     num_gpus: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime]
@@ -77,9 +77,9 @@ class AttemptRow(Base):
     stop_requested_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None] = mapped_column(index=True)
     incarnation: Mapped[int | None] = mapped_column(BigInteger)
-    reason: Mapped[str | None] = mapped_column(String(40))
-    message: Mapped[str | None] = mapped_column(Text)
-    log_key: Mapped[str | None] = mapped_column(String(1000))
+    reason: Mapped[str | None] = mapped_column(CleanString(40))
+    message: Mapped[str | None] = mapped_column(CleanText)
+    log_key: Mapped[str | None] = mapped_column(CleanString(1000))
 
 
 class EventRow(Base):
@@ -91,7 +91,7 @@ class EventRow(Base):
     # SQLite counts up an INTEGER key only; AUTOINCREMENT there never gives an id a second time
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    type: Mapped[str] = mapped_column(String(40))
+    type: Mapped[str] = mapped_column(CleanString(40))
     at: Mapped[datetime]
     attempt: Mapped[int | None] = mapped_column(Integer)
     data: Mapped[dict[str, Any]]
@@ -103,7 +103,7 @@ class MetricBatchRow(Base):
     __tablename__ = "metric_batches"
     __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
 
-    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -118,10 +118,10 @@ class ArtifactRow(Base):
     __tablename__ = "artifacts"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(String(900), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(40))
+    name: Mapped[str] = mapped_column(CleanString(900), primary_key=True)
+    kind: Mapped[str] = mapped_column(CleanString(40))
     attempt: Mapped[int] = mapped_column(Integer)
     bytes: Mapped[int] = mapped_column(BigInteger)
-    sha256: Mapped[str | None] = mapped_column(String(64))
-    uri: Mapped[str] = mapped_column(String(2000))
+    sha256: Mapped[str | None] = mapped_column(CleanString(64))
+    uri: Mapped[str] = mapped_column(CleanString(2000))
     created_at: Mapped[datetime]

@@ -94,6 +94,7 @@ class End:
     cause: Reason | None = None  # why its last attempt ended, where that is another reason
 
 
+_WISHED = {JobStatus.STOPPING: Reason.CANCELLED_BY_USER, JobStatus.PAUSING: Reason.PAUSED_BY_USER}
 _CANCELLED = End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
 _PAUSED = End(JobStatus.PAUSED, Reason.PAUSED_BY_USER, None)
 
@@ -190,12 +191,11 @@ def during(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, *, now: dat
     """
     if ray_job is None or ray_job.status.is_over:
         return _CANCELLED if job.status == JobStatus.STOPPING else Inspect()
-    is_ending = job.status in (JobStatus.STOPPING, JobStatus.PAUSING)
-    if is_ending and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
+    if job.status in _WISHED and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
         return Kill()
     if job.status == JobStatus.STARTING and attempt.submitted_at is not None and now - attempt.submitted_at > PLACEMENT_PATIENCE:
         return Wait(Reason.WAITING_FOR_RESOURCES, "Ray has not started the workers yet: it looks for room for all of them", ACTIVE_SECONDS)
-    return Wait(Reason(job.reason) if is_ending and job.reason else None, None, ACTIVE_SECONDS)
+    return Wait(_WISHED.get(JobStatus(job.status)), None, ACTIVE_SECONDS)
 
 
 def _must_kill(job: JobRow, attempt: AttemptRow, *, now: datetime, grace_seconds: float) -> bool:
@@ -213,7 +213,7 @@ def after(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, result: Comm
     reason, detail = cause(attempt, ray_job)
     if not REASON_RULES[reason].retryable:
         return End(JobStatus.FAILED, reason, detail)
-    if job.status == JobStatus.PAUSING:  # however it ended: it goes on from its last training state
+    if job.desired_state == DesiredState.PAUSE:  # however it ended: it goes on from its last training state
         return _PAUSED
     if reason is not Reason.WORKER_DIED and job.num_failures < job.spec["retry"]["max_failures"]:  # the driver has spent its own on those
         return Recover(reason, detail, min(backoff_seconds * 2**job.num_failures, MAX_BACKOFF_SECONDS))

@@ -70,9 +70,9 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     job_id = job.id
     if event.type is EventType.WORKERS_STARTED:
         attempt.started_at = attempt.started_at or now
-        _advance(session, job_id, JobStatus.RUNNING, expected=JobStatus.STARTING, now=now)
+        _advance(session, job_id, JobStatus.RUNNING, expected={JobStatus.STARTING}, now=now)
     elif event.type is EventType.TRAINING_ENDED:
-        _advance(session, job_id, JobStatus.FINALIZING, expected=JobStatus.RUNNING, now=now)
+        _advance(session, job_id, JobStatus.FINALIZING, expected={JobStatus.RUNNING, JobStatus.PAUSING}, now=now)  # the pause came too late
     elif event.type is EventType.RUN_FAILED:
         attempt.reason, attempt.message = _reason(event.data), str(event.data.get("message", ""))[:4000]
     elif event.type in _ARTIFACT_KINDS:
@@ -88,9 +88,9 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
         jobs.wake(session, job_id, now)
 
 
-def _advance(session: Session, job_id: str, to: JobStatus, *, expected: JobStatus, now: datetime) -> None:
+def _advance(session: Session, job_id: str, to: JobStatus, *, expected: set[JobStatus], now: datetime) -> None:
     session.flush()
-    if session.scalar(select(JobRow.status).where(JobRow.id == job_id)) == expected:
+    if session.scalar(select(JobRow.status).where(JobRow.id == job_id)) in expected:
         transition(session, job_id, to=to, now=now)
 
 

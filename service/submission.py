@@ -83,7 +83,9 @@ def _with_encoder(spec: Spec, found: FoundEncoder, *, field: str, where: str) ->
         raise Invalid(field, f"{was}, not {' or '.join(_usable(spec))}; name the encoder that it started from")
     _check_evaluation(spec, has_head=found.kind == "finetune")
     if found.model is None:
-        return spec  # the workers open the file
+        if spec.model is None:  # the recipe follows the model's size, and only a worker can open the file
+            raise Invalid("model", f"the file {where} does not say its model here; give model (arch and image_size), or name a folder")
+        return spec
     try:
         return spec.with_model(found.model, where=where)
     except ValidationError as error:

@@ -75,6 +75,7 @@ class Follower:
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self._stack = stack
+        self._saved_step: int | None = None  # of the newest save; the same on all workers
         self._encoder: Path | None = None  # where the one that the spec names was downloaded to
 
     def train(self) -> None:
@@ -137,8 +138,9 @@ class Follower:
         """Saves the state after the last step, and waits for it. A save that fails costs the steps since the one before."""
         self.saver.wait()
         self.saver.check()
-        self.saver.save(step, run.training_state())
-        self.saver.wait()
+        if self._saved_step != step:  # else it was due at this step anyway: its folder is committed, or is to stay without a manifest
+            self.saver.save(step, run.training_state())
+            self.saver.wait()
 
     def _take_steps(self, run: Run) -> DivergedError | None:
         """All steps that are left; the error where the training diverged, without the frames that hold the run."""
@@ -148,6 +150,7 @@ class Follower:
                 self.last = progress
                 self.saver.check()
                 if progress.save_agreed:
+                    self._saved_step = progress.step
                     self.saver.save(progress.step, run.training_state())
         except DivergedError as error:
             return error.with_traceback(None)

@@ -101,7 +101,7 @@ def test_jobs_start_from_what_other_libraries_open(live_service: LiveService, pr
     more = client.submit(pretrain_spec(name="more", encoder={"artifact": f"{pretrained['result_uri']}hf-mae/"}))["id"]
     file = {"artifact": f"{pretrained['result_uri']}torch/model.pth"}
     data = {"source": "digits", "validation_fraction": 0.2, "normalize": {"mean": [0.5], "std": [0.5]}}
-    probe = client.submit(probe_spec(file, data=data, resources={"num_workers": 1}))["id"]
+    probe = client.submit(probe_spec(file, data=data, model=MODEL, resources={"num_workers": 1}))["id"]
     child = client.submit(probe_spec({"job": more}, name="waits", resources={"num_workers": 1}))["id"]
     went_on, probed = wait_for_end(client, more), wait_for_end(client, probe)
     waited = wait_for_end(client, child)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import literal, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, StatementError
 
-from service import jobs
+from service import jobs, lifecycle
 from service.db import Database, db_now, utc_now
 from service.lifecycle import transition
 from service.models import JobRow
@@ -76,6 +76,15 @@ def test_an_error_rolls_back(service: Service) -> None:
 def test_foreign_keys_hold(service: Service) -> None:
     with pytest.raises(IntegrityError), service.database.write() as session:
         session.execute(text("INSERT INTO artifacts VALUES ('nope', 'n', 'k', 1, 1, NULL, 'u', '2026-01-01 00:00:00.000000')"))
+
+
+def test_text_with_nul_is_kept_without_it(service: Service) -> None:
+    job_id = service.submit(name="a\0b")
+    assert service.job(job_id).name == "a\ufffdb"
+    with service.database.write() as session:
+        lifecycle.set_reason(session, job_id, reason=None, detail="exit\0", now=utc_now())
+        assert session.get(JobRow, "\0") is None
+    assert service.job(job_id).detail == "exit\ufffd"
 
 
 def test_datetimes_come_back_aware_and_in_utc(service: Service) -> None:

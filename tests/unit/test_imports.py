@@ -243,6 +243,8 @@ def test_another_network_of_hugging_face(tmp_path: Path, changes: dict[str, Any]
     [
         ({"architecture": "resnet50"}, "timm's resnet50 is another network"),
         ({"model_args": SIZES | {"depth": 7}}, "width/depth/heads 192/7/3 are none of ours"),
+        ({"model_args": SIZES | {"act_layer": "quick_gelu"}}, "it was made with act_layer"),
+        ({"num_classes": 3, "label_names": ["crane", "ant", "crane"]}, "its classes crane have the same name twice"),
         ({"num_classes": 3}, "a head for 3 classes, but not their names (label_names)"),
         (
             {"num_classes": 3, "label_names": NAMES, "model_args": SIZES | {"global_pool": "map"}},
@@ -268,7 +270,7 @@ class Danger:
     ("saved", "message"),
     [
         ({"model": encoder_of(TINY)}, "cannot be read"),
-        ({"danger": Danger()}, "cannot be read"),
+        ({"danger": Danger()}, r"cannot be read \(it holds a \S+, where only tensors and plain containers are taken; save the model's"),
         ([torch.zeros(1)], "it holds a list, not tensors by name"),
         ({"weights": torch.zeros(1), "epoch": 3}, "holds more than tensors by name, such as epoch"),
         ({"fc.weight": torch.zeros(2, 2)}, "is no ViT by the names of the MAE authors, timm or Hugging Face: no cls_token"),

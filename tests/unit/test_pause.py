@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
+from service import jobs, policy
 from service.models import JobRow
 from service.policy import ACTIVE_SECONDS
 from service.ray_jobs import RayStatus
@@ -127,6 +128,69 @@ def test_a_result_committed_meanwhile_is_a_success(client: TestClient, service: 
     assert service.job(job_id).status is JobStatus.SUCCEEDED
 
 
+def test_a_pause_that_comes_too_late_lets_the_run_end(client: TestClient, service: Service) -> None:
+    """Its last step was taken before the workers heard of it: nothing is killed, however long the result takes."""
+    job_id = service.start()
+    ask(client, job_id, "pause")
+    service.tick(ACTIVE_SECONDS)
+    service.report(job_id, EventType.TRAINING_ENDED, sequence=1)
+    assert service.job(job_id).status is JobStatus.FINALIZING
+    service.tick(service.settings.pause_grace_seconds + 1)
+    assert service.ray.stopped == []
+    service.commit_result(job_id)
+    service.ray.end(f"{job_id}-a1", RayStatus.SUCCEEDED)
+    service.tick(ACTIVE_SECONDS)
+    assert service.job(job_id).status is JobStatus.SUCCEEDED
+
+
+def test_a_finalizing_run_that_dies_is_paused_as_wanted(client: TestClient, service: Service) -> None:
+    job_id = service.start()
+    service.report(job_id, EventType.TRAINING_ENDED, sequence=1)
+    ask(client, job_id, "pause")
+    service.ray.end(f"{job_id}-a1", RayStatus.FAILED)
+    service.tick(ACTIVE_SECONDS)
+    assert (service.job(job_id).status, service.job(job_id).reason) == (JobStatus.PAUSED, Reason.PAUSED_BY_USER)
+
+
+@pytest.mark.parametrize("max_failures", [0, 3])
+def test_a_run_that_ended_by_a_pause_has_not_failed(service: Service, monkeypatch: pytest.MonkeyPatch, max_failures: int) -> None:
+    """The pause comes behind the dispatcher's claim, and the workers, who hear it directly, are faster than its look."""
+    job_id = service.start(retry={"max_failures": max_failures})
+    real = service.ray.info
+
+    def info(submission: str) -> Any:
+        with service.database.write() as session:
+            jobs.request_pause(session, job_id)
+        service.ray.end(submission, RayStatus.SUCCEEDED)
+        return real(submission)
+
+    monkeypatch.setattr(service.ray, "info", info)
+    service.tick(ACTIVE_SECONDS)
+    monkeypatch.undo()
+    for _ in range(2):
+        service.tick(ACTIVE_SECONDS)
+    assert service.job(job_id).status is JobStatus.PAUSED
+    with service.database.read() as session:
+        assert session.get_one(JobRow, job_id).num_failures == 0
+
+
+def test_a_look_that_was_overtaken_is_made_again_at_once(service: Service, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was to begin a pause; the run has ended its training meanwhile, which a pause lets go on."""
+    job_id = service.start()
+    ask(client, job_id, "pause")
+    real = policy.heed_wish
+
+    def heed_wish(job: Any, attempt: Any) -> policy.Decision | None:
+        service.report(job_id, EventType.TRAINING_ENDED, sequence=1)
+        return real(job, attempt)
+
+    monkeypatch.setattr(policy, "heed_wish", heed_wish)
+    service.tick(ACTIVE_SECONDS)
+    with service.database.read() as session:
+        row = session.get_one(JobRow, job_id)
+        assert (row.status, row.lease_token, row.due_at) == (JobStatus.FINALIZING, None, service.now)
+
+
 def test_what_the_user_must_mend_fails_a_pausing_job(client: TestClient, service: Service) -> None:
     job_id = service.start()
     ask(client, job_id, "pause")
@@ -184,7 +248,7 @@ def test_what_cannot_be_paused_or_resumed_is_told(client: TestClient, service: S
     assert (code, job["status"]) == (200, "running")
     ask(client, running, "pause")
     code, problem = ask(client, running, "resume")
-    assert (code, "still saves its training state; resume it when it is paused" in problem["detail"]) == (409, True)
+    assert (code, "and not paused yet; resume it when it is" in problem["detail"]) == (409, True)
     ask(client, running, "cancel")
     assert "is being cancelled; only a job that goes on can be paused" in ask(client, running, "pause")[1]["detail"]
     assert ask(client, running, "resume")[0] == 409

@@ -357,3 +357,15 @@ def test_too_many_unreadable_labelled_images_are_told_by_their_section(folder: P
     evaluation = {"labelled": {"source": str(labelled), "validation_fraction": 0.5}}
     with pytest.raises(DataError, match=r"more than evaluation\.labelled\.max_corrupt_fraction 0\.01 allows"):
         told(opened(pretrain_spec(folder, evaluation=evaluation)))
+
+
+def test_a_run_that_was_paused_behind_its_last_step_is_still_evaluated(tmp_path: Path) -> None:
+    """Its interval does not divide the run, so that step is due only as the last one."""
+    spec = finetune_spec(image_folder(tmp_path / "images"), optim={"epochs": 3}, evaluate_every_epochs=2)
+    first: Any = opened(spec)
+    *_, last = first.training.steps(lambda: False)
+    again: Any = opened(spec)
+    again.load_training_state(first.training_state())
+    assert again.training.step == last.step == last.num_steps
+    assert [bool(progress.evaluated) for progress in again.progress(lambda: False)].count(True) == 1
+    assert "val_accuracy" in again.metrics

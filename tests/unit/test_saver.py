@@ -288,3 +288,20 @@ def open_beside_states(world: World, folder: Path, damage: str) -> list[Any]:
 def test_a_state_without_one_of_its_files_is_passed_over(tmp_path: Path, damage: str) -> None:
     image_folder(tmp_path / "images")
     assert in_workers(open_beside_states, 2, tmp_path, tmp_path, damage) == [["step=0000000002"]] * 2
+
+
+def test_a_pause_at_a_step_that_was_saved_anyway_writes_it_once(tmp_path: Path) -> None:
+    """A second save of it would replace the files of a committed manifest."""
+    told, store = Told(), FolderStore(tmp_path / "s3")
+    follower: Any = object.__new__(Follower)
+    follower._saved_step = 3
+    follower.saver = Saver(order(tmp_path, num_workers=1), store, World(), None, incarnation=5, scratch=tmp_path / "scratch", reporter=told)  # type: ignore[arg-type]
+
+    class Paused:
+        def training_state(self) -> State:
+            return {"step": torch.tensor(0)}
+
+    follower.saver.save(3, Paused().training_state())
+    for step in (3, 4):
+        follower._save_last(step, Paused())
+    assert [(kind, data["step"]) for kind, data in told.events] == [("training_state_committed", 3), ("training_state_committed", 4)]

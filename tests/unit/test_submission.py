@@ -258,15 +258,19 @@ def test_a_fine_tuned_model_of_another_library(client: TestClient, service: Serv
 
 
 def test_a_file_of_weights(client: TestClient, service: Service, tmp_path: Path) -> None:
-    """Only the workers can open it: its model is not said yet."""
+    """Only the workers can open it: its model, which the recipe depends on, must be given."""
     uri = "s3://elsewhere/mae/mae_pretrain_vit_base.pth"
     assert "there is no encoder at" in error(probe(client, artifact=uri))[1]
     service.storage.objects["elsewhere", "mae/mae_pretrain_vit_base.pth"] = "weights"
-    assert probe(client, artifact=uri).json()["spec"]["encoder"]["artifact"] == uri
+    field, message = error(probe(client, artifact=uri))
+    assert (field, "does not say its model here; give model" in message) == ("model", True)
+    model = {"model": {"arch": "vit_base_patch16", "image_size": 224, "in_chans": 1}}
+    spec = client.post("/v1/jobs", json=PROBE | model | {"encoder": {"artifact": uri}}).json()["spec"]
+    assert (spec["encoder"]["artifact"], spec["recipe"]) == (uri, "paper")
     object.__setattr__(service.settings, "sources_are_local", True)
     for name in ("mae.pth", "mae.txt"):
         (tmp_path / name).write_text("weights")
-    assert probe(client, file=str(tmp_path / "mae.pth")).json()["spec"]["model"] is None
+    assert client.post("/v1/jobs", json=PROBE | model | {"encoder": {"file": str(tmp_path / "mae.pth")}}).status_code == 201
     assert "is no file of weights; their names end in .safetensors, .pth" in error(probe(client, file=str(tmp_path / "mae.txt")))[1]
 
 
