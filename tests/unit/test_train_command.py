@@ -299,7 +299,7 @@ def test_an_encoder_of_a_job_needs_the_service(tmp_path: Path, capsys: pytest.Ca
     spec = {"kind": "probe", "name": "x", "encoder": {"job": "abc"}, "data": {"source": "digits", "validation_fraction": 0.2}}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
     assert run(tmp_path / "spec.yaml", tmp_path / "out") == 1
-    assert "encoder: without the service only {file: FOLDER} and {init: random}" in capsys.readouterr().err
+    assert "encoder: without the service only {file: PATH} and {init: random}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [{"knn": 5}, {"pooling": "cls"}, {}])
