@@ -306,12 +306,7 @@ class EmbedSpec(EncoderRun):
 
 
 def _check_same(own: ModelConfig, model: ModelConfig, *, where: str, remedy: str = "") -> None:
-    differ = [
-        f"{name} {getattr(own, name)!r} (encoder: {getattr(model, name)!r})"
-        for name in ("arch", "in_chans")
-        if getattr(own, name) != getattr(model, name)
-    ]
-    if differ:
+    if differ := own.differences(model):
         raise ValueError(f"model does not fit the encoder {where}: {', '.join(differ)}{remedy}")
 
 

@@ -86,13 +86,8 @@ def load_classifier(place: Path, *, wanted: ModelConfig | None) -> LoadedClassif
 def _model_to_build(saved: ModelConfig, wanted: ModelConfig | None, *, place: Path) -> ModelConfig:
     if wanted is None:
         return saved
-    differ = [
-        f"{name} is {getattr(saved, name)!r}, but the spec's model has {getattr(wanted, name)!r}"
-        for name in ("arch", "in_chans")
-        if getattr(saved, name) != getattr(wanted, name)
-    ]
-    if differ:
-        raise EncoderError(f"encoder {place}: {'; '.join(differ)}; give the encoder's own")
+    if differ := wanted.differences(saved):
+        raise EncoderError(f"encoder {place} does not fit the spec's model: {', '.join(differ)}; give the encoder's own")
     return wanted
 
 

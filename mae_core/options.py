@@ -62,6 +62,14 @@ class ModelConfig(Strict):
             raise ValueError(f"image_size: {self.num_patches} patches are more than {_MAX_PATCHES}; use larger patches or smaller images")
         return self
 
+    def differences(self, saved: "ModelConfig") -> list[str]:
+        """Why an encoder that was saved as `saved` cannot become this model. Another image size alone can: positions are interpolated."""
+        return [
+            f"{name} {getattr(self, name)!r} (encoder: {getattr(saved, name)!r})"
+            for name in ("arch", "in_chans")
+            if getattr(self, name) != getattr(saved, name)
+        ]
+
     @property
     def size_name(self) -> str:
         return self.arch.split("_")[1]

@@ -161,9 +161,9 @@ def test_positions_are_interpolated_for_another_image_size(tmp_path: Path, kind:
     [
         (
             ModelConfig(arch="vit_tiny_patch8", image_size=8),
-            r"arch is 'vit_tiny_patch4', but the spec's model has 'vit_tiny_patch8'; give",
+            r"fit the spec's model: arch 'vit_tiny_patch8' \(encoder: 'vit_tiny_patch4'\); give",
         ),
-        (ModelConfig(arch="vit_tiny_patch4", image_size=12, in_chans=1), r"in_chans is 3, but the spec's model has 1; give the encoder"),
+        (ModelConfig(arch="vit_tiny_patch4", image_size=12, in_chans=1), r"model: in_chans 1 \(encoder: 3\); give the encoder"),
     ],
 )
 def test_another_model_than_the_wanted_one(tmp_path: Path, wanted: ModelConfig, message: str) -> None:

@@ -6,12 +6,12 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from service import jobs, policy
+from service import jobs, policy, reports
 from service.models import JobRow
 from service.policy import ACTIVE_SECONDS
 from service.ray_jobs import RayStatus
 from tests.unit.service_fixtures import Service
-from workers.contract import DesiredState, EventType, JobStatus, Reason
+from workers.contract import DesiredState, EventType, JobStatus, Reason, Report
 
 
 def ask(client: TestClient, job_id: str, verb: str) -> tuple[int, Any]:
@@ -237,9 +237,13 @@ def test_a_cancel_that_comes_while_it_is_being_paused_is_not_lost(service: Servi
 
 def test_the_workers_hear_it_with_their_next_report(service: Service, client: TestClient) -> None:
     job_id = service.start()
-    ask(client, job_id, "pause")
-    service.report(job_id, EventType.FIRST_STEP_TAKEN, sequence=1)
-    assert service.job(job_id).desired_state is DesiredState.PAUSE
+    said = []
+    for sequence, verb in enumerate((None, "pause", "cancel"), start=1):
+        if verb is not None:
+            ask(client, job_id, verb)
+        answer = reports.record(service.database, job_id, 1, Report(incarnation=1, sequence=sequence), bucket="maestro")
+        said.append(answer.desired_state)
+    assert said == [DesiredState.RUN, DesiredState.PAUSE, DesiredState.CANCEL]
 
 
 def test_what_cannot_be_paused_or_resumed_is_told(client: TestClient, service: Service) -> None:
