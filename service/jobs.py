@@ -89,7 +89,7 @@ def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
 
 
 def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_hash: str) -> JobView:
-    now = utc_now()
+    now, resources = utc_now(), spec.resources
     row = JobRow(
         id=new_job_id(now),
         name=spec.name,
@@ -102,6 +102,8 @@ def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_h
         desired_state=DesiredState.RUN,
         attempt=0,
         version=1,
+        num_cpus=resources.num_workers * resources.cpus_per_worker,
+        num_gpus=resources.num_workers * resources.gpus_per_worker,
         created_at=now,
         due_at=now,
     )

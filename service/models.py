@@ -44,7 +44,15 @@ class JobRow(Base):
     desired_state: Mapped[str] = mapped_column(CleanString(20))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     num_failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # failed attempts that another followed
+    num_user_failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # those that were the user's to mend
     version: Mapped[int] = mapped_column(Integer, default=1)
+
+    project: Mapped[str] = mapped_column(CleanString(64), default="default", server_default="default")
+    priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # higher ones start first
+    num_cpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # what it needs to start
+    num_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    waiting_since: Mapped[datetime | None]  # since when it waits for devices
+    conditions: Mapped[dict[str, Any] | None]  # what is amiss while it goes on, by name
 
     progress: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
@@ -74,6 +82,7 @@ class AttemptRow(Base):
     created_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
+    last_report_at: Mapped[datetime | None]
     stop_requested_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None] = mapped_column(index=True)
     incarnation: Mapped[int | None] = mapped_column(BigInteger)

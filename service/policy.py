@@ -110,9 +110,7 @@ class Needs:
 
     @classmethod
     def of(cls, job: JobRow) -> "Needs":
-        resources = job.spec["resources"]
-        num_workers = resources["num_workers"]
-        return cls(num_workers * resources["cpus_per_worker"], num_workers * resources["gpus_per_worker"])
+        return cls(job.num_cpus, job.num_gpus)
 
 
 class Budget:

@@ -52,7 +52,7 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         "name": "'n'",
         "kind": "'pretrain'",
         "labels": "'{}'",
-        "spec": "'{}'",
+        "spec": """'{"resources":{"num_workers":4,"cpus_per_worker":2,"gpus_per_worker":1}}'""",
         "body_hash": "'h'",
         "status": "'running'",
         "desired_state": "'cancel'",
@@ -62,7 +62,8 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         "cancel_requested_at": "'2026-01-02 00:00:00.000000'",
     }
     with database.write() as session:
-        session.execute(text(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join(columns.values())})"))
+        connection = session.connection()
+        connection.exec_driver_sql(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join(columns.values())})")
         event = "INSERT INTO events (job_id, type, at, data) VALUES ('j', 'job_queued', '2026-01-01 00:00:00.000000', '{}')"
         session.execute(text(event))
     upgrade(database)
@@ -70,6 +71,7 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         row = session.get_one(JobRow, "j")
         assert (row.num_failures, row.attempt, row.version) == (2, 3, 9)
         assert row.desired_since == datetime(2026, 1, 2, tzinfo=UTC)
+        assert (row.num_cpus, row.num_gpus, row.project, row.priority, row.waiting_since) == (8, 4, "default", 0, None)
         row.status, row.desired_state = "paused", "pause"
     downgrade(database, "0001")
     with database.read() as session:

@@ -30,10 +30,9 @@ def job(
         desired_state=DesiredState.CANCEL if cancel is not None else DesiredState.RUN if pause is None else DesiredState.PAUSE,
         desired_since=None if since is None else NOW - timedelta(seconds=since),
         num_failures=num_failures,
-        spec={
-            "resources": {"num_workers": num_workers, "cpus_per_worker": 2, "gpus_per_worker": 1},
-            "retry": {"max_failures": max_failures},
-        },
+        num_cpus=2 * num_workers,
+        num_gpus=num_workers,
+        spec={"retry": {"max_failures": max_failures}},
     )
 
 
