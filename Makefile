@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test check bench lint format install clean
+.PHONY: help demo up down test faults chaos check bench lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
 	@echo "make up      install, and start the service on this machine; make down stops it"
 	@echo "make test    install, and run all tests"
+	@echo "make faults  install, and run the whole table of faults, whose outcome it writes to tests/faults/outcome.md"
+	@echo "make chaos   install, and run 1,000 jobs against a stand-in of Ray and 100 on Ray under seeded faults"
 	@echo "make bench   install, and run the benchmarks"
 	@echo "make check   format, lint, types, architecture and unit tests"
 
@@ -23,6 +25,12 @@ down: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
+
+faults: .venv/installed-dev
+	$(BIN)/python -m pytest -q tests/faults --faults --outcome tests/faults/outcome.md
+
+chaos: .venv/installed-dev
+	$(BIN)/python -m tests.faults.chaos
 
 check: lint
 	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py

@@ -20,6 +20,12 @@ from tests.postgres import Postgres
 PROJECT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/faults: they stand here because pytest reads this file first, whatever it is asked to run."""
+    parser.addoption("--faults", action="store_true", help="run all of tests/faults, not only what each change must pass")
+    parser.addoption("--outcome", type=Path, metavar="FILE", help="write the table of faults × moments to a file")
+
+
 @pytest.fixture(scope="session")
 def run_mark() -> Iterator[str]:
     """The mark of every process that this test session starts; whatever is left of them at its end is killed."""

@@ -1,0 +1,79 @@
+"""What must hold after every fault: no job lost, none started twice, statuses right, losses those of the undisturbed run."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import psutil
+import pytest
+
+from service.processes import processes_of_run
+from tests.conftest import LiveService
+from tests.integration.runs import Json, losses_of, wait_for, wait_for_end
+from workers.contract import ORDER_VARIABLE, submission_id
+
+TOLERANCE = 1e-5  # of losses after a change of the number of workers
+
+
+def check_job(
+    service: LiveService,
+    job: str,
+    *,
+    status: str = "succeeded",
+    reason: str | None = None,
+    attempts: int | None = None,
+    undisturbed: Mapping[int, float] | None = None,
+    exact: bool = True,
+    ray_forgot: bool = False,
+    seconds: float = 240,
+) -> Json:
+    """Waits for the job's end, and answers its view when everything is as it must be.
+
+    `attempts`: how many there must have been (None: any number). `exact` False: the number of workers changed.
+    `ray_forgot`: the Ray head was lost, and with it what it knew of earlier attempts.
+    """
+    view = wait_for_end(service.client, job, seconds=seconds)
+    assert (view["status"], view["reason"]) == (status, reason), view["detail"]
+    if attempts is not None:
+        assert view["attempt"] == attempts, view["detail"]
+    check_started_once(service, job, view["attempt"], ray_forgot=ray_forgot)
+    if status == "succeeded":
+        assert service.has_object(f"jobs/{job}/"), "nothing of it is in object storage"
+    if undisturbed is not None:
+        check_losses(losses_of(service.client, job), undisturbed, complete=status == "succeeded", exact=exact)
+    return view
+
+
+def check_started_once(service: LiveService, job: str, num_attempts: int, *, ray_forgot: bool = False) -> None:
+    """Each attempt was made, submitted and begun once: its workers took their first step once in each of their starts."""
+    events = service.client.events(job)
+    made = [event["attempt"] for event in events if event["type"] == "attempt_created"]
+    assert made == list(range(1, num_attempts + 1))
+    submitted = [name for name in service.submissions() if name.startswith(f"{job}-a")]
+    expected = [submission_id(job, number) for number in made]
+    assert len(submitted) == len(set(submitted))
+    assert set(submitted) <= set(expected) if ray_forgot else set(submitted) == set(expected)
+    starts = Counter(event["attempt"] for event in events if event["type"] == "workers_started")
+    first_steps = Counter(event["attempt"] for event in events if event["type"] == "first_step_taken")
+    assert all(first_steps[attempt] <= starts[attempt] for attempt in first_steps), (starts, first_steps)
+    incarnations = [event["data"]["incarnation"] for event in events if event["type"] == "workers_started"]
+    assert len(incarnations) == len(set(incarnations))
+    wait_for(lambda: not drivers(service.run, job), seconds=60, what=f"the end of the drivers of {job}")
+
+
+def check_losses(found: Mapping[int, float], undisturbed: Mapping[int, float], *, complete: bool, exact: bool) -> None:
+    """`complete`: every step is there; else those that are there are compared."""
+    assert set(found) == set(undisturbed) if complete else set(found) <= set(undisturbed), sorted(set(found) ^ set(undisturbed))
+    expected = {step: undisturbed[step] for step in found}
+    assert dict(found) == (expected if exact else pytest.approx(expected, rel=TOLERANCE))
+
+
+def drivers(run: str, job: str) -> list[psutil.Process]:
+    """The processes that drive attempts of a job."""
+    return [process for process in processes_of_run(run) if _drives(process, job)]
+
+
+def _drives(process: psutil.Process, job: str) -> bool:
+    try:
+        return "workers.main" in process.cmdline() and f'"job":"{job}"' in process.environ().get(ORDER_VARIABLE, "")
+    except psutil.Error:
+        return False
