@@ -49,6 +49,10 @@ class RunConfig(Strict):
     data: DataConfig
     resources: ResourcesConfig = ResourcesConfig()
     retry: RetryConfig = RetryConfig()
+    priority: int = Field(default=0, ge=-1000, le=1000, description="jobs of a higher one start before those of a lower one")
+    time_limit_hours: float | None = Field(
+        default=None, gt=0, description="longest training, over all attempts; waiting and pauses do not count; null: none"
+    )
 
     @model_validator(mode="wrap")
     @classmethod

@@ -414,9 +414,18 @@ class ParallelConfig(Strict):
 
 
 class RetryConfig(Strict):
-    """Times that the workers of an attempt are started again, and as many further attempts after the driver or the cluster was lost."""
+    """What happens when a run fails. Out of memory, a loss that diverges and a wrong spec are never tried again: they would fail again."""
 
-    max_failures: int = Field(default=3, ge=0, le=1000)
+    max_failures: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="times that the workers of an attempt are started again, and further attempts after the driver or the cluster was lost",
+    )
+    max_user_failures: int = Field(
+        default=0, ge=0, le=1000, description="further attempts after an error that is the user's to mend: data, encoder, credentials"
+    )
+    forgive_after_hours: float = Field(default=1.0, gt=0, description="a run that went well for so long has its earlier failures forgotten")
 
 
 class CheckpointConfig(Strict):

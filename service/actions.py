@@ -1,6 +1,7 @@
 """Carrying out what `policy` decided: network first, then one transaction under the lease."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any
@@ -20,11 +21,13 @@ from service.settings import Settings
 from service.storage import Storage
 from workers.contract import JobStatus, Reason
 
+_SECONDS_PER_JOB = 0.02  # between two looks, for each of the jobs looked at together
+
 Apply = Callable[[Session, datetime], None]
 
 
 class Actions:
-    """What can be done to a claimed job. Every public one ends the lease, or raises LeaseLost."""
+    """What can be done to a claimed job. Each ends the lease, or raises LeaseLost; that of a job left as it was ends with the round."""
 
     def __init__(self, database: Database, storage: Storage, ray: RayJobs, settings: Settings, *, clock: Callable[[], datetime]) -> None:
         self._database = database
@@ -32,6 +35,7 @@ class Actions:
         self._ray = ray
         self._settings = settings
         self._clock = clock
+        self._unchanged: list[tuple[Claimed, float]] = []
 
     def carry_out(self, claimed: Claimed, decision: policy.Decision) -> None:
         match decision:
@@ -45,15 +49,14 @@ class Actions:
                 assert claimed.attempt is not None
                 self._submit(claimed, claimed.attempt)
             case policy.BeginStop(status, reason):
-                apply = self._transition(claimed, status, reason=reason, detail=None)
-                self.apply(claimed, apply, seconds=0.0)
+                changes = {"desired_since": self._clock()} if reason is Reason.TIME_LIMIT_REACHED else {}
+                self.apply(claimed, self._transition(claimed, status, reason=reason, detail=None, **changes), seconds=0.0)
             case policy.Kill():
                 self._kill(claimed)
             case policy.Succeed(result):
                 self._succeed(claimed, result)
-            case policy.Recover(reason, detail, seconds):
-                num_failures = claimed.job.num_failures + 1
-                apply = self._transition(claimed, JobStatus.RECOVERING, reason=reason, detail=detail, num_failures=num_failures)
+            case policy.Recover(reason, detail, seconds, failures):
+                apply = self._transition(claimed, JobStatus.RECOVERING, reason=reason, detail=detail, **asdict(failures))
                 self._finish(claimed, apply, reason=reason, detail=detail, seconds=seconds)
             case policy.End(status, reason, detail, cause):
                 apply = self._transition(claimed, status, reason=reason, detail=detail)
@@ -77,10 +80,31 @@ class Actions:
                 leases.renew(session, claimed, seconds=self._settings.lease_seconds)
 
     def _wait(self, claimed: Claimed, wait: policy.Wait) -> None:
+        job = claimed.job
+        in_line = job.status in (JobStatus.QUEUED, JobStatus.RECOVERING) and wait.reason is not Reason.WAITING_FOR_JOB
+        if (job.reason, job.detail) == (wait.reason, wait.detail) and in_line == (job.waiting_since is not None) and wait.seconds:
+            self._unchanged.append((claimed, wait.seconds))
+            return
+
         def apply(session: Session, now: datetime) -> None:
-            lifecycle.set_reason(session, claimed.job.id, reason=wait.reason, detail=wait.detail, now=now, lease=claimed.token)
+            lifecycle.set_reason(session, job.id, reason=wait.reason, detail=wait.detail, now=now, lease=claimed.token)
+            since = job.waiting_since or now if in_line else None
+            session.execute(update(JobRow).where(JobRow.id == job.id).values(waiting_since=since))
 
         self.apply(claimed, apply, seconds=wait.seconds)
+
+    def release_unchanged(self) -> None:
+        """End the leases of a round's jobs at which there was nothing to do. Of many, each is looked at less often."""
+        unchanged, self._unchanged = self._unchanged, []
+        by_seconds = dict[float, list[Claimed]]()
+        for claimed, seconds in unchanged:
+            by_seconds.setdefault(max(seconds, len(unchanged) * _SECONDS_PER_JOB), []).append(claimed)
+        if not unchanged:
+            return
+        with self._database.write() as session:
+            now = self._clock()
+            for seconds, ones in by_seconds.items():
+                leases.release_unchanged(session, ones, due_at=now + timedelta(seconds=seconds), now=now)
 
     def _take_up(self, claimed: Claimed, result_uri: str) -> None:
         """The result of the job that it waited for, into its spec; the next look, at once, launches it."""
@@ -95,7 +119,7 @@ class Actions:
             return
 
         def apply(session: Session, now: datetime) -> None:
-            session.execute(update(JobRow).where(JobRow.id == claimed.job.id).values(spec=spec, version=JobRow.version + 1))
+            session.execute(update(JobRow).where(JobRow.id == claimed.job.id).values(spec=spec, waits_for=None, version=JobRow.version + 1))
             lifecycle.set_reason(session, claimed.job.id, reason=None, detail=None, now=now, lease=claimed.token)
 
         self.apply(claimed, apply, seconds=0.0)

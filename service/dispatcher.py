@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
@@ -23,11 +23,12 @@ from service.ray_jobs import HttpRayJobs, RayJobs
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.world import World
-from workers.contract import JobStatus, Reason
+from workers.contract import DesiredState, JobStatus, Reason
 
 log = logging.getLogger(__name__)
 
 ERROR_SECONDS = 10.0
+LINE_SECONDS = 1.0  # between two looks at those who wait for devices
 
 
 class Dispatcher:
@@ -43,6 +44,7 @@ class Dispatcher:
         self._clock = clock
         self._actions = Actions(database, storage, ray, settings, clock=clock)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
+        self._line_at = clock()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -67,16 +69,25 @@ class Dispatcher:
         """One round over all due jobs; answers how many there were."""
         now = self._clock()
         with self._database.read() as session:
-            if not leases.is_any_due(session, now):
-                return 0
+            work = leases.find_work(session, now)
+        looks_at_line = work.is_new_in_line or (work.waits_in_line and now >= self._line_at)
+        if not work.is_due and not looks_at_line:
+            return 0
+        world = World(self._database, self._storage, self._ray, self._settings, now=now)
+        admitted: frozenset[str] = frozenset()
+        if looks_at_line:
+            self._line_at = now + timedelta(seconds=LINE_SECONDS)
+            admission = world.admission()
+            admitted = frozenset() if isinstance(admission, policy.Wait) else admission.admitted
         with self._database.write() as session:
-            due = leases.claim(session, owner=self._owner, now=now, seconds=self._settings.lease_seconds)
-        world = World(self._database, self._storage, self._ray)
-        for claimed in due:
+            claimed = leases.claim(session, owner=self._owner, now=now, seconds=self._settings.lease_seconds, also=admitted)
+        world.expect(sum(one.attempt is not None and one.attempt.ended_at is None for one in claimed))
+        for one in claimed:
             if self._stopping.is_set():
                 break  # `run` releases the other leases
-            self._drive(claimed, world)
-        return len(due)
+            self._drive(one, world)
+        self._actions.release_unchanged()
+        return len(claimed)
 
     def _drive(self, claimed: Claimed, world: World) -> None:
         job_id = claimed.job.id
@@ -102,7 +113,7 @@ class Dispatcher:
             return wish
         if job.status in (JobStatus.QUEUED, JobStatus.RECOVERING):
             parent = world.parent(job)
-            return policy.before_launch(job, world.readiness()) if parent is None else policy.await_parent(parent)
+            return policy.before_launch(job, world.admission()) if parent is None else policy.await_parent(parent)
         assert attempt is not None, f"job {job.id} is {job.status} without an attempt"
         if job.status == JobStatus.STARTING and attempt.submitted_at is None:
             return policy.Submit()
@@ -110,8 +121,8 @@ class Dispatcher:
             ray_job = world.info(attempt.submission_id)
         except RayUnreachable as error:
             return policy.Wait(Reason.RAY_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS)
-        pauses = job.status == JobStatus.PAUSING
-        grace_seconds = self._settings.pause_grace_seconds if pauses else self._settings.stop_grace_seconds
+        saves = job.desired_state != DesiredState.CANCEL
+        grace_seconds = self._settings.pause_grace_seconds if saves else self._settings.stop_grace_seconds
         decision = policy.during(job, attempt, ray_job, now=self._clock(), grace_seconds=grace_seconds)
         if not isinstance(decision, policy.Inspect):
             return decision
@@ -126,7 +137,8 @@ class Dispatcher:
             desired_now = session.scalar(select(JobRow.desired_state).where(JobRow.id == job.id))
         if desired_now != job.desired_state:  # they may have ended because of that
             return policy.Wait(Reason(job.reason) if job.reason else None, job.detail, 0.0)
-        return policy.after(job, attempt, ray_job, result, backoff_seconds=self._settings.retry_backoff_seconds)
+        backoff_seconds = self._settings.retry_backoff_seconds
+        return policy.after(job, attempt, ray_job, result, now=self._clock(), backoff_seconds=backoff_seconds)
 
 
 def main() -> None:

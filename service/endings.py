@@ -4,6 +4,7 @@ import logging
 from datetime import datetime
 
 from pydantic import ValidationError
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service import artifacts, events
@@ -11,7 +12,7 @@ from service.errors import RayUnreachable, StorageUnreachable
 from service.jsonable import jsonable
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Outcome, transition
-from service.models import AttemptRow
+from service.models import AttemptRow, JobRow
 from service.policy import CommittedResult
 from service.ray_jobs import RayJobs
 from service.storage import ObjectNotFound, Storage, StoredObject
@@ -73,6 +74,9 @@ def end_attempt(
     if row.ended_at is not None:
         return
     row.ended_at = now
+    if row.started_at is not None:
+        trained = (now - row.started_at).total_seconds()
+        session.execute(update(JobRow).where(JobRow.id == row.job_id).values(run_seconds=JobRow.run_seconds + trained))
     row.reason, row.message = row.reason or reason, row.message or message
     events.append(session, row.job_id, EventType.ATTEMPT_ENDED, {"reason": row.reason, "message": row.message}, at=now, attempt=row.number)
     if logs is not None:

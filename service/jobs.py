@@ -102,6 +102,8 @@ def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_h
         desired_state=DesiredState.RUN,
         attempt=0,
         version=1,
+        priority=spec.priority,
+        waits_for=spec.encoder.job if spec.encoder is not None else None,
         num_cpus=resources.num_workers * resources.cpus_per_worker,
         num_gpus=resources.num_workers * resources.gpus_per_worker,
         created_at=now,

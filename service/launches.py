@@ -8,12 +8,12 @@ from sqlalchemy.orm import Session
 
 from mae_core.memory import KEEPS_MEMORY
 from service import events
+from service.admission import Needs
 from service.artifacts import job_prefix
 from service.errors import RayUnreachable
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Outcome, transition
 from service.models import AttemptRow, JobRow
-from service.policy import Needs
 from service.ray_jobs import AlreadyExists, RayJobs
 from service.settings import Settings
 from workers.contract import ORDER_VARIABLE, EventType, JobStatus, StorageRef, WorkOrder, attempt_token, submission_id

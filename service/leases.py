@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -10,7 +11,10 @@ from sqlalchemy.orm import Session
 
 from service.db import db_now
 from service.models import AttemptRow, JobRow
-from workers.contract import JobStatus, Reason
+from workers.contract import JobStatus
+
+MAX_CLAIMED = 200  # at once
+_NO_LEASE: dict[str, None] = {"lease_owner": None, "lease_token": None, "lease_expires_at": None}
 
 
 class LeaseLost(Exception):
@@ -27,24 +31,38 @@ class Claimed:
     since: float = field(default_factory=time.monotonic)
 
 
-def is_any_due(session: Session, now: datetime) -> bool:
-    return session.scalar(select(JobRow.id).where(JobRow.due_at <= now, _free()).limit(1)) is not None
+IN_LINE = and_(JobRow.status.in_([JobStatus.QUEUED, JobStatus.RECOVERING]), JobRow.waits_for.is_(None))  # where it is due: launch it
 
 
-def claim(session: Session, *, owner: str, now: datetime, seconds: float, limit: int = 50) -> list[Claimed]:
-    """Due jobs that nobody holds, the oldest first. Those that wait for resources come along with the first that may take them away."""
+@dataclass(frozen=True)
+class Work:
+    """What there is to do: jobs to look at, new ones among them that want to be launched, others that wait for devices."""
+
+    is_due: bool
+    is_new_in_line: bool
+    waits_in_line: bool
+
+
+def find_work(session: Session, now: datetime) -> Work:
+    due, waits = and_(JobRow.due_at <= now, is_free()), and_(JobRow.waiting_since.is_not(None), is_free())
+    conditions = (due, and_(due, IN_LINE, JobRow.waiting_since.is_(None)), waits)
+    return Work(*(session.scalar(select(JobRow.id).where(condition).limit(1)) is not None for condition in conditions))
+
+
+def claim(
+    session: Session, *, owner: str, now: datetime, seconds: float, also: Collection[str] = (), limit: int = MAX_CLAIMED
+) -> list[Claimed]:
+    """Due jobs that nobody holds, and of `also` those, too: the longest due first."""
     token = secrets.token_hex(16)
-    _take(session, JobRow.due_at <= now, owner=owner, token=token, seconds=seconds, limit=limit)
-    mine = select(JobRow).where(JobRow.lease_token == token).order_by(JobRow.created_at, JobRow.id)
-    if any(job.status in (JobStatus.QUEUED, JobStatus.RECOVERING) for job in session.scalars(mine)):
-        waits = and_(
-            JobRow.status.in_([JobStatus.QUEUED, JobStatus.RECOVERING]),
-            JobRow.reason == Reason.WAITING_FOR_RESOURCES,
-            JobRow.due_at.is_not(None),
-        )
-        _take(session, waits, owner=owner, token=token, seconds=seconds, limit=limit)
-    jobs = session.scalars(mine.execution_options(populate_existing=True)).all()
-    return [Claimed(job, session.get(AttemptRow, (job.id, job.attempt)), token) for job in jobs]
+    wanted = or_(JobRow.due_at <= now, and_(JobRow.id.in_(also), JobRow.waiting_since.is_not(None)))
+    ids = select(JobRow.id).where(wanted, is_free()).order_by(JobRow.due_at, JobRow.id).limit(limit).with_for_update(skip_locked=True)
+    lease = {"lease_owner": owner, "lease_token": token, "lease_expires_at": db_now(seconds)}
+    session.execute(update(JobRow).where(JobRow.id.in_(ids)).values(lease), execution_options={"synchronize_session": False})
+    newest = and_(AttemptRow.job_id == JobRow.id, AttemptRow.number == JobRow.attempt)
+    rows = session.execute(
+        select(JobRow, AttemptRow).outerjoin(AttemptRow, newest).where(JobRow.lease_token == token).order_by(JobRow.created_at, JobRow.id)
+    )
+    return [Claimed(job, attempt, token) for job, attempt in rows]
 
 
 def renew(session: Session, claimed: Claimed, *, seconds: float) -> None:
@@ -66,20 +84,34 @@ def release(session: Session, claimed: Claimed, *, due_at: datetime | None, now:
     row = session.execute(select(JobRow.desired_state, JobRow.status).where(JobRow.id == claimed.job.id)).one()
     if row.desired_state != claimed.job.desired_state and not JobStatus(row.status).is_terminal:
         due_at = now
-    values = {"due_at": due_at, "lease_owner": None, "lease_token": None, "lease_expires_at": None}
-    session.execute(update(JobRow).where(JobRow.id == claimed.job.id).values(values))
+    session.execute(update(JobRow).where(JobRow.id == claimed.job.id).values(due_at=due_at, **_NO_LEASE))
+
+
+def release_unchanged(session: Session, claimed: Sequence[Claimed], *, due_at: datetime, now: datetime) -> None:
+    """Give back, together, leases of one claim whose jobs were only looked at. Of whom the user wants something else is due at once."""
+    token, job_ids = claimed[0].token, [one.job.id for one in claimed]
+    lock(session, JobRow.id.in_(job_ids))
+    nothing_new = or_(*(and_(JobRow.desired_state == wish, JobRow.id.in_(ids)) for wish, ids in _by_wish(claimed).items()))
+    for condition, at in ((nothing_new, due_at), (JobRow.id.in_(job_ids), now)):
+        session.execute(update(JobRow).where(JobRow.lease_token == token, condition).values(due_at=at, **_NO_LEASE))
+
+
+def _by_wish(claimed: Sequence[Claimed]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for one in claimed:
+        found.setdefault(one.job.desired_state, []).append(one.job.id)
+    return found
+
+
+def lock(session: Session, condition: ColumnElement[bool]) -> None:
+    """Before a change of several jobs: two who change the same ones take them in the same order, and so wait, but not for each other."""
+    session.execute(select(JobRow.id).where(condition).order_by(JobRow.id).with_for_update())
 
 
 def release_all(session: Session, owner: str) -> None:
-    values = {"lease_owner": None, "lease_token": None, "lease_expires_at": None}
-    session.execute(update(JobRow).where(JobRow.lease_owner == owner).values(values))
+    session.execute(update(JobRow).where(JobRow.lease_owner == owner).values(_NO_LEASE))
 
 
-def _free() -> ColumnElement[bool]:
+def is_free() -> ColumnElement[bool]:
+    """Nobody holds it."""
     return or_(JobRow.lease_expires_at.is_(None), JobRow.lease_expires_at < db_now())
-
-
-def _take(session: Session, condition: ColumnElement[bool], *, owner: str, token: str, seconds: float, limit: int) -> None:
-    ids = select(JobRow.id).where(condition, _free()).order_by(JobRow.due_at, JobRow.id).limit(limit).with_for_update(skip_locked=True)
-    lease = {"lease_owner": owner, "lease_token": token, "lease_expires_at": db_now(seconds)}
-    session.execute(update(JobRow).where(JobRow.id.in_(ids)).values(lease), execution_options={"synchronize_session": False})

@@ -4,11 +4,11 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
-from service import events
+from service import events, leases
 from service.models import JobRow
 from workers.contract import EventType, JobStatus, Reason
 
@@ -20,7 +20,7 @@ ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.RECOVERING: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.STOPPING}),
     JobStatus.PAUSING: frozenset({JobStatus.PAUSED, JobStatus.FINALIZING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
-    JobStatus.STOPPING: frozenset({JobStatus.CANCELLED}),
+    JobStatus.STOPPING: frozenset({JobStatus.FINALIZING, JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.CANCELLED: frozenset(),
     JobStatus.FAILED: frozenset(),
@@ -53,7 +53,13 @@ def transition(
 ) -> Outcome:
     """Move a job to another status, with other columns that change along. With `lease`, only while that lease holds."""
     before = session.execute(select(JobRow.status, JobRow.started_at).where(JobRow.id == job_id).with_for_update()).one()
-    values: dict[str, Any] = {"status": to, "reason": reason, "detail": detail, "version": JobRow.version + 1} | changes
+    values: dict[str, Any] = {
+        "status": to,
+        "reason": reason,
+        "detail": detail,
+        "waiting_since": None,
+        "version": JobRow.version + 1,
+    } | changes
     if to is JobStatus.RUNNING and before.started_at is None:
         values["started_at"] = now
     if to.is_terminal:
@@ -66,13 +72,15 @@ def transition(
         return _classify(session, job_id, to=to, lease=lease)
     data = {"from": before.status, "to": to, "reason": reason, "detail": detail}
     events.append(session, job_id, EventType.STATUS_CHANGED, data, at=now, attempt=_attempt(session, job_id))
+    if to.is_terminal:
+        _wake_those_that_wait_for(session, job_id, now)
     return Outcome.DONE
 
 
 def set_reason(
     session: Session, job_id: str, *, reason: Reason | None, detail: str | None, now: datetime, lease: str | None = None
 ) -> Outcome:
-    """Say why a job waits, or that it no longer does. An event only where that is news."""
+    """Say why a job waits, or that it no longer does. Another detail of the same reason is no event: what is free changes all the time."""
     row = session.execute(
         select(JobRow.reason, JobRow.detail, JobRow.lease_token, JobRow.status).where(JobRow.id == job_id).with_for_update()
     ).one()
@@ -83,10 +91,16 @@ def set_reason(
     if JobStatus(row.status).is_terminal:
         return Outcome.ILLEGAL
     session.execute(update(JobRow).where(JobRow.id == job_id).values(reason=reason, detail=detail, version=JobRow.version + 1))
-    events.append(
-        session, job_id, EventType.REASON_CHANGED, {"reason": reason, "detail": detail}, at=now, attempt=_attempt(session, job_id)
-    )
+    if row.reason != reason:
+        data = {"reason": reason, "detail": detail}
+        events.append(session, job_id, EventType.REASON_CHANGED, data, at=now, attempt=_attempt(session, job_id))
     return Outcome.DONE
+
+
+def _wake_those_that_wait_for(session: Session, job_id: str, now: datetime) -> None:
+    waits = and_(JobRow.waits_for == job_id, JobRow.due_at.is_not(None))
+    leases.lock(session, waits)
+    session.execute(update(JobRow).where(waits).values(due_at=now))
 
 
 def _classify(session: Session, job_id: str, *, to: JobStatus, lease: str | None) -> Outcome:

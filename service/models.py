@@ -21,13 +21,19 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {datetime: UtcDateTime(), dict[str, Any]: JsonValue(), dict[str, str]: JsonValue()}
 
 
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 class JobRow(Base):
     """One job. `status` is written by `lifecycle.transition` alone; `due_at` is when a dispatcher should next look (None: never)."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_created_at_id", "created_at", "id"),
-        Index("ix_jobs_due_at", "due_at", sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),
+        Index("ix_jobs_waits_for", "waits_for", **_where("waits_for IS NOT NULL")),
+        Index("ix_jobs_waiting_since", "waiting_since", **_where("waiting_since IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
@@ -51,7 +57,9 @@ class JobRow(Base):
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # higher ones start first
     num_cpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # what it needs to start
     num_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
-    waiting_since: Mapped[datetime | None]  # since when it waits for devices
+    waiting_since: Mapped[datetime | None]  # since when it waits in line for devices
+    waits_for: Mapped[str | None] = mapped_column(CleanString(40))  # the job whose result it starts from, until it has it
+    run_seconds: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))  # of its ended attempts, while their workers were up
     conditions: Mapped[dict[str, Any] | None]  # what is amiss while it goes on, by name
 
     progress: Mapped[dict[str, Any] | None]

@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from service.admission import Admission
 from service.models import AttemptRow, JobRow
-from service.ray_jobs import ClusterResources, RayJob, RayStatus
-from workers.contract import REASON_RULES, DesiredState, EncoderManifest, JobStatus, Reason
+from service.ray_jobs import RayJob, RayStatus
+from workers.contract import REASON_RULES, DesiredState, EncoderManifest, JobStatus, Reason, Retry
 
 ACTIVE_SECONDS = 1.0
-WAITING_SECONDS = 2.0
-PARENT_SECONDS = 5.0
+PARENT_SECONDS = 60.0  # its end wakes those that wait for it
+IN_LINE_SECONDS = 30.0  # whose turn it is, is looked at beside this
 UNREACHABLE_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 60.0
 STOP_AGAIN_SECONDS = 30.0
 PLACEMENT_PATIENCE = timedelta(seconds=60)
+LOST_SILENCE = timedelta(seconds=20)  # of workers whose run Ray no longer knows
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,21 @@ class Succeed:
 
 
 @dataclass(frozen=True)
+class Failures:
+    """Failed attempts that count, by who pays for another one."""
+
+    num_failures: int
+    num_user_failures: int
+
+
+@dataclass(frozen=True)
 class Recover:
     """The attempt is over, another one follows."""
 
     reason: Reason
     detail: str | None
     seconds: float
+    failures: Failures
 
 
 @dataclass(frozen=True)
@@ -94,52 +105,10 @@ class End:
     cause: Reason | None = None  # why its last attempt ended, where that is another reason
 
 
-_WISHED = {JobStatus.STOPPING: Reason.CANCELLED_BY_USER, JobStatus.PAUSING: Reason.PAUSED_BY_USER}
 _CANCELLED = End(JobStatus.CANCELLED, Reason.CANCELLED_BY_USER, None)
 _PAUSED = End(JobStatus.PAUSED, Reason.PAUSED_BY_USER, None)
 
 Decision = Wait | TakeUp | Launch | Submit | BeginStop | Kill | Inspect | Succeed | Recover | End
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Devices of a run."""
-
-    num_cpus: float = 0.0
-    num_gpus: float = 0.0
-
-    @classmethod
-    def of(cls, job: JobRow) -> "Needs":
-        return cls(job.num_cpus, job.num_gpus)
-
-
-class Budget:
-    """What is free in the cluster, less what was launched since.
-
-    Ray's figures are up to 5 s old. So our own unended attempts (`reserved`) count as using all they asked for, whatever Ray says,
-    and what those of ours used that ended since Ray's figures were taken (`released`) counts as free.
-    """
-
-    def __init__(self, cluster: ClusterResources, *, reserved: Needs, released: Needs) -> None:
-        self._total = Needs(cluster.num_cpus, cluster.num_gpus)
-        used = Needs(max(cluster.used_cpus - released.num_cpus, 0.0), max(cluster.used_gpus - released.num_gpus, 0.0))
-        self._free = Needs(
-            max(self._total.num_cpus - max(used.num_cpus, reserved.num_cpus), 0.0),
-            max(self._total.num_gpus - max(used.num_gpus, reserved.num_gpus), 0.0),
-        )
-
-    def take(self, needs: Needs) -> str | None:
-        """Set the devices aside; or, where they are not free, say so."""
-        for kind, need, free, total in (
-            ("CPUs", needs.num_cpus, self._free.num_cpus, self._total.num_cpus),
-            ("GPUs", needs.num_gpus, self._free.num_gpus, self._total.num_gpus),
-        ):
-            if need > total:
-                return f"needs {need:g} {kind}, more than the whole cluster has ({total:.1f}); it starts when the cluster has grown"
-            if need > free:
-                return f"needs {need:g} {kind}, {free:.1f} of {total:.1f} free"
-        self._free = Needs(self._free.num_cpus - needs.num_cpus, self._free.num_gpus - needs.num_gpus)
-        return None
 
 
 def heed_wish(job: JobRow, attempt: AttemptRow | None) -> Decision | None:
@@ -174,12 +143,13 @@ def await_parent(parent: JobRow) -> Decision:
     return End(JobStatus.FAILED, Reason.PARENT_FAILED, f"job {parent.id} is {parent.status}{why}")
 
 
-def before_launch(job: JobRow, readiness: Wait | Budget) -> Decision:
+def before_launch(job: JobRow, admission: Wait | Admission) -> Decision:
     """For a job with no attempt under way."""
-    if isinstance(readiness, Wait):
-        return readiness
-    problem = readiness.take(Needs.of(job))
-    return Launch() if problem is None else Wait(Reason.WAITING_FOR_RESOURCES, problem, WAITING_SECONDS)
+    if isinstance(admission, Wait):
+        return admission
+    if job.id in admission.admitted:
+        return Launch()
+    return Wait(Reason.WAITING_FOR_RESOURCES, admission.why_not(job), IN_LINE_SECONDS)
 
 
 def during(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, *, now: datetime, grace_seconds: float) -> Decision:
@@ -187,13 +157,35 @@ def during(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, *, now: dat
 
     grace_seconds: how long a run that is to end may take to do so by itself.
     """
+    if ray_job is None and attempt.last_report_at is not None and now - attempt.last_report_at < LOST_SILENCE:
+        return Wait(why_it_ends(job), "Ray does not know the run, but its workers report", ACTIVE_SECONDS)
     if ray_job is None or ray_job.status.is_over:
-        return _CANCELLED if job.status == JobStatus.STOPPING else Inspect()
-    if job.status in _WISHED and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
+        return _CANCELLED if why_it_ends(job) is Reason.CANCELLED_BY_USER else Inspect()
+    if job.status in (JobStatus.STOPPING, JobStatus.PAUSING) and _must_kill(job, attempt, now=now, grace_seconds=grace_seconds):
         return Kill()
+    if _is_over_time(job, attempt, now=now, grace_seconds=grace_seconds):
+        return BeginStop(JobStatus.STOPPING, Reason.TIME_LIMIT_REACHED)
     if job.status == JobStatus.STARTING and attempt.submitted_at is not None and now - attempt.submitted_at > PLACEMENT_PATIENCE:
         return Wait(Reason.WAITING_FOR_RESOURCES, "Ray has not started the workers yet: it looks for room for all of them", ACTIVE_SECONDS)
-    return Wait(_WISHED.get(JobStatus(job.status)), None, ACTIVE_SECONDS)
+    return Wait(why_it_ends(job), None, ACTIVE_SECONDS)
+
+
+def why_it_ends(job: JobRow) -> Reason | None:
+    """Why the job is to stop or pause, whatever it waits for meanwhile; None where it is not."""
+    if job.status == JobStatus.PAUSING:
+        return Reason.PAUSED_BY_USER
+    if job.status == JobStatus.STOPPING:
+        return Reason.CANCELLED_BY_USER if job.desired_state == DesiredState.CANCEL else Reason.TIME_LIMIT_REACHED
+    return None
+
+
+def _is_over_time(job: JobRow, attempt: AttemptRow, *, now: datetime, grace_seconds: float) -> bool:
+    """Whether it has trained for too long. A run that has taken its last step may write its result, unless it hangs in that."""
+    limit = job.spec["time_limit_hours"]
+    if limit is None or attempt.started_at is None or job.status not in (JobStatus.RUNNING, JobStatus.FINALIZING):
+        return False
+    trained = job.run_seconds + (now - attempt.started_at).total_seconds()
+    return bool(trained > limit * 3600 + (grace_seconds if job.status == JobStatus.FINALIZING else 0.0))
 
 
 def _must_kill(job: JobRow, attempt: AttemptRow, *, now: datetime, grace_seconds: float) -> bool:
@@ -204,19 +196,42 @@ def _must_kill(job: JobRow, attempt: AttemptRow, *, now: datetime, grace_seconds
     return now - job.desired_since >= timedelta(seconds=grace_seconds)
 
 
-def after(job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, result: CommittedResult | None, *, backoff_seconds: float) -> Decision:
+def after(
+    job: JobRow, attempt: AttemptRow, ray_job: RayJob | None, result: CommittedResult | None, *, now: datetime, backoff_seconds: float
+) -> Decision:
     """For a run that is over, by whether its result is committed. A committed result is a success, however the run ended."""
     if result is not None:
         return Succeed(result)
+    if job.status == JobStatus.STOPPING:
+        return End(JobStatus.FAILED, Reason.TIME_LIMIT_REACHED, f"time_limit_hours is {job.spec['time_limit_hours']:g}")
     reason, detail = cause(attempt, ray_job)
-    if not REASON_RULES[reason].retryable:
+    retry = REASON_RULES[reason].retry
+    if retry is Retry.NEVER:
         return End(JobStatus.FAILED, reason, detail)
-    if job.desired_state == DesiredState.PAUSE:  # however it ended: it goes on from its last training state
+    if job.desired_state == DesiredState.PAUSE and retry is Retry.INFRASTRUCTURE:  # it goes on from its last training state
         return _PAUSED
-    if reason is not Reason.WORKER_DIED and job.num_failures < job.spec["retry"]["max_failures"]:  # the driver has spent its own on those
-        return Recover(reason, detail, min(backoff_seconds * 2**job.num_failures, MAX_BACKOFF_SECONDS))
+    failures = _failures(job, attempt, retry, now=now)
+    budget = job.spec["retry"]
+    if (
+        reason is not Reason.WORKER_DIED  # the driver has spent its own on those
+        and failures.num_failures <= budget["max_failures"]
+        and failures.num_user_failures <= budget["max_user_failures"]
+    ):
+        num_before = failures.num_failures + failures.num_user_failures - 1
+        return Recover(reason, detail, min(backoff_seconds * 2**num_before, MAX_BACKOFF_SECONDS), failures)
+    if retry is Retry.USER and failures.num_user_failures == 1:
+        return End(JobStatus.FAILED, reason, detail)
     last = f"attempt {attempt.number} ended with {reason}" + (f": {detail}" if detail else "")
     return End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, last, cause=reason)
+
+
+def _failures(job: JobRow, attempt: AttemptRow, retry: Retry, *, now: datetime) -> Failures:
+    """With this one; those before a run that went well for long are forgotten."""
+    forgiven = timedelta(hours=job.spec["retry"]["forgive_after_hours"])
+    went_well = attempt.started_at is not None and now - attempt.started_at >= forgiven
+    before = Failures(0, 0) if went_well else Failures(job.num_failures, job.num_user_failures)
+    is_user = retry is Retry.USER
+    return Failures(before.num_failures + (not is_user), before.num_user_failures + is_user)
 
 
 def cause(attempt: AttemptRow, ray_job: RayJob | None) -> tuple[Reason, str | None]:

@@ -1,6 +1,7 @@
 """Ray's Jobs REST API, over httpx."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ class RayJob:
     status: RayStatus
     message: str | None = None
     exit_code: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class RayJobs(Protocol):
 
     def info(self, submission_id: str) -> RayJob | None:
         """None: Ray does not know it (never did, or lost it with its head)."""
+
+    def list(self) -> dict[str, RayJob]:
+        """All that Ray knows, by submission id."""
 
     def logs(self, submission_id: str) -> str | None: ...
     def stop(self, submission_id: str) -> None:
@@ -105,7 +110,11 @@ class HttpRayJobs:
         answer = self._json("GET", f"/api/jobs/{submission_id}", none_on_404=True)
         if answer is None:
             return None
-        return RayJob(submission_id, RayStatus(answer["status"]), answer.get("message"), answer.get("driver_exit_code"))
+        return _ray_job(answer)
+
+    def list(self) -> dict[str, RayJob]:
+        answers = self._json("GET", "/api/jobs/")  # drivers that nobody submitted are in it, too
+        return {answer["submission_id"]: _ray_job(answer) for answer in answers if answer.get("submission_id")}
 
     def logs(self, submission_id: str) -> str | None:
         answer = self._json("GET", f"/api/jobs/{submission_id}/logs", none_on_404=True)
@@ -149,6 +158,11 @@ class HttpRayJobs:
         if response.status_code != 200:
             raise RayUnreachable(f"The Ray cluster at {self._url} answers HTTP {response.status_code}: {_last_line(response.text)}")
         return response
+
+
+def _ray_job(answer: dict[str, Any]) -> RayJob:
+    message, exit_code = answer.get("message"), answer.get("driver_exit_code")
+    return RayJob(answer["submission_id"], RayStatus(answer["status"]), message, exit_code, answer.get("metadata") or {})
 
 
 def _last_line(text: str) -> str:

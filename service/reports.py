@@ -13,6 +13,7 @@ from service.errors import Conflict, Invalid, NotFound, StaleAttempt
 from service.jsonable import jsonable
 from service.lifecycle import transition
 from service.models import AttemptRow, JobRow
+from service.policy import why_it_ends
 from workers.contract import (
     CONTRACT_VERSION,
     KEPT_TRAINING_STATES,
@@ -49,7 +50,7 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             raise NotFound(f"Job {job_id} has no attempt {attempt_number}.")
         if job.attempt != attempt_number or attempt.ended_at is not None or JobStatus(job.status).is_terminal:
             raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
-        answer = ReportAnswer(desired_state=DesiredState(job.desired_state))
+        answer = ReportAnswer(desired_state=_wanted(job))
         key = {"attempt": attempt_number, "incarnation": report.incarnation, "sequence": report.sequence}
         if not metrics.append(session, job_id, points=report.points, **key):
             return answer
@@ -63,6 +64,11 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             events.append(session, job_id, event.type, event.data, at=event.at, attempt=attempt_number)
             _follow(session, job, attempt, event, bucket=bucket, now=now)
         return answer
+
+
+def _wanted(job: JobRow) -> DesiredState:
+    """What its workers are to do: a run that has reached its time limit saves its state and ends."""
+    return DesiredState.PAUSE if why_it_ends(job) is Reason.TIME_LIMIT_REACHED else DesiredState(job.desired_state)
 
 
 def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *, bucket: str, now: datetime) -> None:

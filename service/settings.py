@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
 
     poll_seconds: float = Field(default=0.25, gt=0, le=5, description="Set it to the dispatcher's pause between looks at the queue.")
+    line_patience_seconds: float = Field(
+        default=600.0, ge=0, description="Set it to how long small jobs may pass one that waits for more devices."
+    )
     lease_seconds: float = Field(default=45.0, ge=5, description="Set it to how long a dispatcher may hold a job.")
     retry_backoff_seconds: float = Field(default=2.0, ge=0, description="Set it to the pause before a second attempt.")
     stop_grace_seconds: float = Field(default=20.0, ge=0, description="Set it to the time a cancelled run has to stop by itself.")

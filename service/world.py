@@ -2,30 +2,49 @@
 
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
+from service.admission import Admission, Budget, InLine, Needs, admit
 from service.db import Database
 from service.errors import RayUnreachable, StorageUnreachable
+from service.leases import IN_LINE
 from service.models import AttemptRow, JobRow
-from service.policy import UNREACHABLE_SECONDS, Budget, Needs, Wait
+from service.policy import IN_LINE_SECONDS, Wait
 from service.ray_jobs import RayJob, RayJobs
+from service.settings import Settings
 from service.storage import Storage
 from workers.contract import Reason
 
+_MANY = 10  # runs, from which on one answer for all is cheaper than one for each
+
 
 class World:
-    """One round's view. Answers are taken when first asked for."""
+    """One round's view, as of `now`. Answers are taken when first asked for."""
 
-    def __init__(self, database: Database, storage: Storage, ray: RayJobs) -> None:
+    def __init__(self, database: Database, storage: Storage, ray: RayJobs, settings: Settings, *, now: datetime) -> None:
         self._database = database
         self._storage = storage
         self._ray = ray
+        self._settings = settings
+        self._now = now
         self._ray_problem: RayUnreachable | None = None
-        self._readiness: Wait | Budget | None = None
+        self._ray_jobs: dict[str, RayJob] | None = None
+        self._admission: Wait | Admission | None = None
+
+    def expect(self, num_runs: int) -> None:
+        """So many runs will be asked for."""
+        if num_runs < _MANY:
+            return
+        try:
+            self._ray_jobs = self._ray.list()
+        except RayUnreachable as error:
+            self._ray_problem = error
 
     def info(self, submission_id: str) -> RayJob | None:
         if self._ray_problem is not None:
             raise self._ray_problem
+        if self._ray_jobs is not None and submission_id in self._ray_jobs:
+            return self._ray_jobs[submission_id]
         try:
             return self._ray.info(submission_id)
         except RayUnreachable as error:
@@ -34,31 +53,37 @@ class World:
 
     def parent(self, job: JobRow) -> JobRow | None:
         """The job whose result `job` waits for; None where it waits for none, or has taken it up."""
-        encoder = job.spec.get("encoder") or {}
-        if encoder.get("job") is None:
+        if job.waits_for is None:
             return None
         with self._database.read() as session:
-            return session.get_one(JobRow, encoder["job"])
+            return session.get_one(JobRow, job.waits_for)
 
-    def readiness(self) -> Wait | Budget:
-        """Why nothing can be launched now, or what is free."""
-        if self._readiness is None:
-            self._readiness = self._look()
-        return self._readiness
+    def admission(self) -> Wait | Admission:
+        """Why nothing can be launched now; or who of those in line may be."""
+        if self._admission is None:
+            self._admission = self._admit()
+        return self._admission
 
-    def _look(self) -> Wait | Budget:
+    def _admit(self) -> Wait | Admission:
         try:
             self._storage.check()
             if self._ray_problem is not None:
                 raise self._ray_problem
             cluster = self._ray.resources()
         except StorageUnreachable as error:
-            return Wait(Reason.STORAGE_UNREACHABLE, error.detail, UNREACHABLE_SECONDS)
+            return Wait(Reason.STORAGE_UNREACHABLE, error.detail, IN_LINE_SECONDS)
         except RayUnreachable as error:
             self._ray_problem = error
-            return Wait(Reason.RAY_UNREACHABLE, error.detail, UNREACHABLE_SECONDS)
+            return Wait(Reason.RAY_UNREACHABLE, error.detail, IN_LINE_SECONDS)
         released = Needs() if cluster.at is None else self._needs_of_attempts(ended_after=cluster.at)
-        return Budget(cluster, reserved=self._needs_of_attempts(ended_after=None), released=released)
+        budget = Budget(cluster, reserved=self._needs_of_attempts(ended_after=None), released=released)
+        columns = (JobRow.id, JobRow.num_cpus, JobRow.num_gpus, JobRow.waiting_since)
+        comes = and_(IN_LINE, JobRow.due_at <= self._now)
+        waits = JobRow.waiting_since.is_not(None)
+        query = select(*columns).where(or_(waits, comes)).order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
+        with self._database.read() as session:
+            line = (InLine(row.id, Needs(row.num_cpus, row.num_gpus), row.waiting_since) for row in session.execute(query).yield_per(200))
+            return admit(line, budget, now=self._now, patience_seconds=self._settings.line_patience_seconds)
 
     def _needs_of_attempts(self, *, ended_after: datetime | None) -> Needs:
         """Of all that have not ended; or of those that ended after a time."""

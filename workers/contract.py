@@ -17,7 +17,7 @@ from mae_core.config import RunSpec
 from mae_core.exports.formats import ExportFormat, ExportOutcome
 from mae_core.options import ModelConfig, NormalizeConfig, Strict
 
-CONTRACT_VERSION = 3
+CONTRACT_VERSION = 4
 MANIFEST = "manifest.json"
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
 STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 that ends an attempt
@@ -80,48 +80,65 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
     STALE_ATTEMPT = "stale_attempt"
     RETRIES_EXHAUSTED = "retries_exhausted"
+    TIME_LIMIT_REACHED = "time_limit_reached"
     # as wanted
     PAUSED_BY_USER = "paused_by_user"
     CANCELLED_BY_USER = "cancelled_by_user"
+
+
+class Retry(StrEnum):
+    """Which budget pays for another try after a failure."""
+
+    INFRASTRUCTURE = "infrastructure"  # retry.max_failures
+    USER = "user"  # retry.max_user_failures: none unless the user gives one
+    NEVER = "never"  # it would fail in the same way
 
 
 class ReasonRule(NamedTuple):
     """What follows from a reason: where it leads in the end (None: the job goes on), whether a new attempt may help, what to tell."""
 
     final_status: JobStatus | None
-    retryable: bool
+    retry: Retry
     message: str
 
 
 _FAILED, _GOES_ON = JobStatus.FAILED, "it goes on from its last training state."
+_INFRASTRUCTURE, _USER, _NEVER = Retry.INFRASTRUCTURE, Retry.USER, Retry.NEVER
 REASON_RULES: dict[Reason, ReasonRule] = {
-    Reason.WAITING_FOR_RESOURCES: ReasonRule(None, True, "The cluster has too few free devices now; the job starts when they are free."),
-    Reason.RAY_UNREACHABLE: ReasonRule(None, True, "The Ray cluster does not answer; the job waits for it. Check its head and its token."),
+    Reason.WAITING_FOR_RESOURCES: ReasonRule(
+        None, _INFRASTRUCTURE, "The cluster has too few free devices now; the job starts when they are free."
+    ),
+    Reason.RAY_UNREACHABLE: ReasonRule(
+        None, _INFRASTRUCTURE, "The Ray cluster does not answer; the job waits for it. Check its head and its token."
+    ),
     Reason.STORAGE_UNREACHABLE: ReasonRule(
-        None, True, "Object storage does not answer; the job waits. Check its endpoint and credentials."
+        None, _INFRASTRUCTURE, "Object storage does not answer; the job waits. Check its endpoint and credentials."
     ),
     Reason.WAITING_FOR_JOB: ReasonRule(
-        None, True, "The job whose encoder it starts from has not finished; it starts when that one succeeds."
+        None, _INFRASTRUCTURE, "The job whose encoder it starts from has not finished; it starts when that one succeeds."
     ),
-    Reason.WORKER_DIED: ReasonRule(_FAILED, True, f"A worker process of the run died; {_GOES_ON}"),
-    Reason.DRIVER_DIED: ReasonRule(_FAILED, True, f"The driver process of the run died; {_GOES_ON}"),
-    Reason.RAY_JOB_LOST: ReasonRule(_FAILED, True, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
-    Reason.RUN_NOT_COMMITTED: ReasonRule(_FAILED, True, f"The run ended without a committed result; {_GOES_ON}"),
-    Reason.DATA_ERROR: ReasonRule(_FAILED, False, "The data cannot be used; see the detail, mend it and submit again."),
-    Reason.STORAGE_REFUSED: ReasonRule(_FAILED, False, "Object storage refused the workers; check their credentials and the bucket."),
-    Reason.ENCODER_ERROR: ReasonRule(_FAILED, False, "The encoder cannot be used; see the detail and name another."),
+    Reason.WORKER_DIED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"A worker process of the run died; {_GOES_ON}"),
+    Reason.DRIVER_DIED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"The driver process of the run died; {_GOES_ON}"),
+    Reason.RAY_JOB_LOST: ReasonRule(_FAILED, _INFRASTRUCTURE, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
+    Reason.RUN_NOT_COMMITTED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"The run ended without a committed result; {_GOES_ON}"),
+    Reason.DATA_ERROR: ReasonRule(_FAILED, _USER, "The data cannot be used; see the detail, mend it and submit again."),
+    Reason.STORAGE_REFUSED: ReasonRule(_FAILED, _USER, "Object storage refused the workers; check their credentials and the bucket."),
+    Reason.ENCODER_ERROR: ReasonRule(_FAILED, _USER, "The encoder cannot be used; see the detail and name another."),
     Reason.PARENT_FAILED: ReasonRule(
-        _FAILED, False, "The job whose encoder it would start from left none; see that one, and submit both again."
+        _FAILED, _NEVER, "The job whose encoder it would start from left none; see that one, and submit both again."
     ),
-    Reason.SPEC_ERROR: ReasonRule(_FAILED, False, "The spec does not fit its data; see the detail, mend it and submit again."),
-    Reason.DIVERGED: ReasonRule(_FAILED, False, "Losses are not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
-    Reason.OUT_OF_MEMORY: ReasonRule(_FAILED, False, "Out of memory; lower optim.batch_size, raise optim.accumulation or add workers."),
-    Reason.CONTRACT_MISMATCH: ReasonRule(_FAILED, False, "Service and workers differ in version; install the same one on all hosts."),
-    Reason.INTERNAL_ERROR: ReasonRule(_FAILED, False, "An error in MAEstro itself; see the job's logs, and report it with them."),
-    Reason.STALE_ATTEMPT: ReasonRule(_FAILED, True, "A newer attempt had taken over the job."),
-    Reason.RETRIES_EXHAUSTED: ReasonRule(_FAILED, False, "The run died more often than retry.max_failures allows; see the last cause."),
-    Reason.PAUSED_BY_USER: ReasonRule(None, False, f"Paused on request; it holds no device. When it is resumed {_GOES_ON}"),
-    Reason.CANCELLED_BY_USER: ReasonRule(JobStatus.CANCELLED, False, "Cancelled on request."),
+    Reason.SPEC_ERROR: ReasonRule(_FAILED, _NEVER, "The spec does not fit its data; see the detail, mend it and submit again."),
+    Reason.DIVERGED: ReasonRule(_FAILED, _NEVER, "Losses are not finite; lower optim.base_lr or lengthen optim.warmup_epochs."),
+    Reason.OUT_OF_MEMORY: ReasonRule(_FAILED, _NEVER, "Out of memory; lower optim.batch_size, raise optim.accumulation or add workers."),
+    Reason.CONTRACT_MISMATCH: ReasonRule(_FAILED, _NEVER, "Service and workers differ in version; install the same one on all hosts."),
+    Reason.INTERNAL_ERROR: ReasonRule(_FAILED, _USER, "An error in MAEstro itself; see the job's logs, and report it with them."),
+    Reason.STALE_ATTEMPT: ReasonRule(_FAILED, _INFRASTRUCTURE, "A newer attempt had taken over the job."),
+    Reason.RETRIES_EXHAUSTED: ReasonRule(_FAILED, _NEVER, "It failed more often than its retry budget allows; see the last cause."),
+    Reason.PAUSED_BY_USER: ReasonRule(None, _NEVER, f"Paused on request; it holds no device. When it is resumed {_GOES_ON}"),
+    Reason.CANCELLED_BY_USER: ReasonRule(JobStatus.CANCELLED, _NEVER, "Cancelled on request."),
+    Reason.TIME_LIMIT_REACHED: ReasonRule(
+        _FAILED, _NEVER, "It trained for as long as time_limit_hours allows, and saved its state; submit it again with more time."
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from workers.contract import REASON_RULES, Reason
+from workers.contract import REASON_RULES, Reason, Retry
 
 MAX_MESSAGE = 2000
 
@@ -44,4 +44,4 @@ def of_ray(error: RayError, rank: int) -> RunFailedError:
 
 def may_restart(failure: RunFailedError) -> bool:
     """Whether another start of the workers inside the same attempt can help."""
-    return REASON_RULES[failure.reason].retryable and failure.reason is not Reason.STALE_ATTEMPT
+    return REASON_RULES[failure.reason].retry is Retry.INFRASTRUCTURE and failure.reason is not Reason.STALE_ATTEMPT

@@ -74,6 +74,7 @@ def test_the_contract(cluster: Cluster) -> None:
     done = ray.info(one)
     assert done is not None
     assert (done.submission_id, done.status, done.status.is_over) == (one, RayStatus.SUCCEEDED, True)
+    assert done.metadata == {"job": "x", "attempt": "1"}
     assert "a line of text" in (ray.logs(one) or "")
     ray.stop(one)  # it is over: no matter
     assert ray.info(one) == done
@@ -93,6 +94,7 @@ def test_the_contract(cluster: Cluster) -> None:
     failed = ray.info(third)
     assert failed is not None
     assert failed.message
+    assert {name: ray.list()[name] for name in (one, other, third)} == {one: done, other: stopped, third: failed}
 
     resources = ray.resources()
     assert resources.num_cpus == cluster.num_cpus

@@ -47,7 +47,7 @@ class FakeRay:
             if submission_id in self.jobs:
                 raise AlreadyExists(submission_id)
             self.num_submitted[submission_id] += 1
-            self.jobs[submission_id] = RayJob(submission_id, RayStatus.PENDING)
+            self.jobs[submission_id] = RayJob(submission_id, RayStatus.PENDING, metadata=metadata)
         self.submissions[submission_id] = Submission(entrypoint, env_vars, metadata)
         self.texts.setdefault(submission_id, f"log of {submission_id}\n")
         if self.loses_answers:
@@ -56,6 +56,10 @@ class FakeRay:
     def info(self, submission_id: str) -> RayJob | None:
         self._reach()
         return self.jobs.get(submission_id)
+
+    def list(self) -> dict[str, RayJob]:
+        self._reach()
+        return dict(self.jobs)
 
     def logs(self, submission_id: str) -> str | None:
         self._reach()

@@ -118,6 +118,14 @@ class Service:
         with self.database.read() as session:
             return list(session.query(EventRow).filter(EventRow.job_id == job_id).order_by(EventRow.id))
 
+    def row(self, job_id: str) -> JobRow:
+        with self.database.read() as session:
+            return session.get_one(JobRow, job_id)
+
+    def pause(self, job_id: str) -> JobView:
+        with self.database.write() as session:
+            return jobs.request_pause(session, job_id)[0]
+
     def cancel(self, job_id: str) -> JobView:
         with self.database.write() as session:
             return jobs.request_cancel(session, job_id)[0]

@@ -5,6 +5,7 @@ import threading
 import pytest
 from sqlalchemy import update
 
+from service import leases
 from service.db import utc_now
 from service.dispatcher import Dispatcher
 from service.models import JobRow
@@ -40,6 +41,7 @@ def hurry(service: Service, stop: threading.Event, *, expires: bool) -> None:
     values = {"due_at": utc_now()} | ({"lease_expires_at": utc_now()} if expires else {})
     while not stop.wait(0.05):
         with service.database.write() as session:
+            leases.lock(session, JobRow.due_at.is_not(None))
             session.execute(update(JobRow).where(JobRow.due_at.is_not(None)).values(values))
 
 

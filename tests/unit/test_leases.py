@@ -6,15 +6,20 @@ from sqlalchemy import select, update
 
 from service import leases
 from service.db import utc_now
-from service.leases import Claimed, LeaseLost
+from service.leases import Claimed, LeaseLost, Work
 from service.models import JobRow
 from tests.unit.service_fixtures import Service
-from workers.contract import JobStatus, Reason
+from workers.contract import JobStatus
 
 
-def claim(service: Service, owner: str = "me", *, later: float = 0.0) -> list[Claimed]:
+def find_work(service: Service, *, later: float = 0.0) -> Work:
+    with service.database.read() as session:
+        return leases.find_work(session, utc_now() + timedelta(seconds=later))
+
+
+def claim(service: Service, owner: str = "me", *, later: float = 0.0, also: tuple[str, ...] = ()) -> list[Claimed]:
     with service.database.write() as session:
-        return leases.claim(session, owner=owner, now=utc_now() + timedelta(seconds=later), seconds=30)
+        return leases.claim(session, owner=owner, now=utc_now() + timedelta(seconds=later), seconds=30, also=also)
 
 
 def set_columns(service: Service, job_id: str, **values: object) -> None:
@@ -49,13 +54,11 @@ def test_racing_dispatchers_share_the_jobs(service: Service) -> None:
 def test_only_what_is_due(service: Service) -> None:
     job_id = service.submit()
     set_columns(service, job_id, due_at=utc_now() + timedelta(seconds=60))
-    with service.database.read() as session:
-        assert not leases.is_any_due(session, utc_now())
-        assert leases.is_any_due(session, utc_now() + timedelta(seconds=61))
+    assert find_work(service) == Work(False, False, False)
+    assert find_work(service, later=61) == Work(True, True, False)
     assert claim(service) == []
     assert len(claim(service, later=61)) == 1
-    with service.database.read() as session:
-        assert not leases.is_any_due(session, utc_now() + timedelta(seconds=61))  # held
+    assert find_work(service, later=61) == Work(False, False, False)  # held
     set_columns(service, job_id, due_at=None, lease_expires_at=None)
     assert claim(service, later=10_000) == []
 
@@ -116,11 +119,23 @@ def test_an_owner_that_goes_releases_all_its_own(service: Service) -> None:
     assert len(claim(service, "they")) == 1
 
 
-def test_those_that_wait_for_resources_come_before_a_younger_one(service: Service) -> None:
-    waits, backs_off = service.submit(), service.submit()
+def test_who_is_admitted_is_claimed_before_it_is_due(service: Service) -> None:
+    admitted, waits, started = service.submit(), service.submit(), service.submit()
     later = utc_now() + timedelta(seconds=60)
-    set_columns(service, waits, due_at=later, reason=Reason.WAITING_FOR_RESOURCES)
-    set_columns(service, backs_off, due_at=later, status=JobStatus.RECOVERING, reason=Reason.WORKER_DIED)
-    assert claim(service) == []
-    young = service.submit()
-    assert [claimed.job.id for claimed in claim(service)] == [waits, young]
+    for job_id in (admitted, waits):
+        set_columns(service, job_id, due_at=later, waiting_since=utc_now())
+    set_columns(service, started, due_at=later, status=JobStatus.STARTING)  # by another dispatcher, since we looked
+    assert find_work(service) == Work(False, False, True)
+    assert [claimed.job.id for claimed in claim(service, also=(admitted, started))] == [admitted]
+
+
+def test_what_was_only_looked_at_is_given_back_together(service: Service) -> None:
+    ids = [service.submit() for _ in range(4)]
+    claimed = claim(service)
+    service.cancel(ids[1])
+    set_columns(service, ids[2], lease_token="another's")
+    now = utc_now()
+    with service.database.write() as session:
+        leases.release_unchanged(session, claimed, due_at=now + timedelta(seconds=60), now=now)
+    assert [one.job.id for one in claim(service, "you")] == [ids[1]]  # what its user wants is looked at without delay
+    assert {one.job.id for one in claim(service, "you", later=61)} == {ids[0], ids[3]}

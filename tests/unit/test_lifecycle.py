@@ -73,11 +73,13 @@ def test_times_are_set_once(service: Service) -> None:
 def test_a_reason_is_an_event_only_where_it_is_news(service: Service) -> None:
     job_id = service.submit()
 
-    def say(detail: str | None) -> Outcome:
+    def say(detail: str | None, reason: Reason = Reason.WAITING_FOR_RESOURCES) -> Outcome:
         with service.database.write() as session:
-            return set_reason(session, job_id, reason=Reason.WAITING_FOR_RESOURCES, detail=detail, now=utc_now())
+            return set_reason(session, job_id, reason=reason, detail=detail, now=utc_now())
 
     assert [say("1 free"), say("1 free"), say("2 free")] == [Outcome.DONE, Outcome.ALREADY_THERE, Outcome.DONE]
+    assert (service.job(job_id).detail, [event.type for event in service.events(job_id)]) == ("2 free", ["job_queued", "reason_changed"])
+    assert say(None, Reason.RAY_UNREACHABLE) is Outcome.DONE
     assert [event.type for event in service.events(job_id)] == ["job_queued", "reason_changed", "reason_changed"]
     assert service.job(job_id).status is JobStatus.QUEUED
     move(service, job_id, JobStatus.CANCELLED)

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from service import policy
+from service.admission import Admission, Budget, Needs
 from service.models import AttemptRow, JobRow
-from service.policy import Budget, Needs
 from service.ray_jobs import ClusterResources, RayJob, RayStatus
-from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason
+from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason, Retry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -20,6 +20,9 @@ def job(
     num_workers: int = 1,
     max_failures: int = 3,
     num_failures: int = 0,
+    max_user_failures: int = 0,
+    num_user_failures: int = 0,
+    time_limit_hours: float | None = None,
 ) -> JobRow:
     """`cancel`, `pause`: seconds since it was asked for."""
     since = pause if cancel is None else cancel
@@ -30,9 +33,14 @@ def job(
         desired_state=DesiredState.CANCEL if cancel is not None else DesiredState.RUN if pause is None else DesiredState.PAUSE,
         desired_since=None if since is None else NOW - timedelta(seconds=since),
         num_failures=num_failures,
+        num_user_failures=num_user_failures,
+        run_seconds=1800.0,
         num_cpus=2 * num_workers,
         num_gpus=num_workers,
-        spec={"retry": {"max_failures": max_failures}},
+        spec={
+            "retry": {"max_failures": max_failures, "max_user_failures": max_user_failures, "forgive_after_hours": 2.0},
+            "time_limit_hours": time_limit_hours,
+        },
     )
 
 
@@ -100,49 +108,21 @@ def test_a_paused_run_has_time_to_save_then_it_is_killed() -> None:
 def test_a_run_that_was_to_pause_is_paused_however_it_ended(reason: Reason | None) -> None:
     """And spends no failure. What a retry could not mend fails it all the same, and a committed result is one."""
     over = ray(RayStatus.FAILED)
-    assert policy.after(job(JobStatus.PAUSING, pause=9), attempt(reason=reason), over, None, backoff_seconds=2) == PAUSED
-    failed = policy.after(job(JobStatus.PAUSING, pause=9), attempt(reason=Reason.DATA_ERROR), over, None, backoff_seconds=2)
+    assert policy.after(job(JobStatus.PAUSING, pause=9), attempt(reason=reason), over, None, now=NOW, backoff_seconds=2) == PAUSED
+    failed = policy.after(job(JobStatus.PAUSING, pause=9), attempt(reason=Reason.DATA_ERROR), over, None, now=NOW, backoff_seconds=2)
     assert isinstance(failed, policy.End)
     assert failed.status is JobStatus.FAILED
 
 
-@pytest.mark.parametrize(
-    ("cluster", "reserved", "released", "num_cpus", "says"),
-    [
-        (ClusterResources(8, 0), Needs(), Needs(), 8, None),
-        (ClusterResources(8, 0, used_cpus=2), Needs(), Needs(), 7, "needs 7 CPUs, 6.0 of 8.0 free"),
-        (
-            ClusterResources(2, 0),
-            Needs(),
-            Needs(),
-            4,
-            "needs 4 CPUs, more than the whole cluster has (2.0); it starts when the cluster has grown",
-        ),
-        (ClusterResources(8, 0), Needs(6), Needs(), 3, "needs 3 CPUs, 2.0 of 8.0 free"),  # Ray has not seen our last launch yet
-        (ClusterResources(8, 0, used_cpus=6), Needs(6), Needs(), 2, None),  # what Ray sees is what we reserved: not twice
-        (ClusterResources(8, 0, used_cpus=8), Needs(), Needs(8), 8, None),  # Ray has not seen our last end yet
-        (ClusterResources(8, 0, used_cpus=8), Needs(4), Needs(4), 5, "needs 5 CPUs, 4.0 of 8.0 free"),
-    ],
-)
-def test_the_budget(cluster: ClusterResources, reserved: Needs, released: Needs, num_cpus: int, says: str | None) -> None:
-    assert Budget(cluster, reserved=reserved, released=released).take(Needs(num_cpus)) == says
-
-
-def test_the_budget_is_spent() -> None:
-    budget = Budget(ClusterResources(8, 2), reserved=Needs(), released=Needs())
-    assert budget.take(Needs(3, 1)) is None
-    assert budget.take(Needs(9)) is not None
-    assert budget.take(Needs(1, 2)) == "needs 2 GPUs, 1.0 of 2.0 free"
-    assert budget.take(Needs(5, 1)) is None
-    assert budget.take(Needs(1)) == "needs 1 CPUs, 0.0 of 8.0 free"
-
-
 def test_before_launch() -> None:
     budget = Budget(ClusterResources(8, 8), reserved=Needs(), released=Needs())
-    assert policy.before_launch(job(JobStatus.QUEUED, num_workers=4), budget) == policy.Launch()
-    wait = policy.before_launch(job(JobStatus.RECOVERING), budget)
-    assert isinstance(wait, policy.Wait)
-    assert wait.reason is Reason.WAITING_FOR_RESOURCES
+    assert policy.before_launch(job(JobStatus.QUEUED), Admission(budget, frozenset({"j"}))) == policy.Launch()
+    waits = policy.before_launch(job(JobStatus.RECOVERING, num_workers=5), Admission(budget))
+    assert waits == policy.Wait(
+        Reason.WAITING_FOR_RESOURCES,
+        "needs 10 CPUs, more than the whole cluster has (8.0); it starts when the cluster has grown",
+        policy.IN_LINE_SECONDS,
+    )
     away = policy.Wait(Reason.RAY_UNREACHABLE, "away", 5)
     assert policy.before_launch(job(JobStatus.QUEUED), away) == away
 
@@ -189,21 +169,23 @@ def test_a_run_that_goes_on_is_left_alone_and_its_trouble_forgotten() -> None:
 )
 def test_why_a_run_ended(columns: dict[str, Any], over: RayJob | None, reason: Reason, detail: str | None) -> None:
     assert policy.cause(attempt(**columns), over) == (reason, detail)
-    decision = policy.after(job(JobStatus.RUNNING), attempt(**columns), over, None, backoff_seconds=2)
-    assert decision == policy.Recover(reason, detail, 2.0)
+    decision = policy.after(job(JobStatus.RUNNING), attempt(**columns), over, None, now=NOW, backoff_seconds=2)
+    assert decision == policy.Recover(reason, detail, 2.0, policy.Failures(1, 0))
 
 
 @pytest.mark.parametrize(
-    "reason", [reason for reason, rule in REASON_RULES.items() if rule.final_status is JobStatus.FAILED and not rule.retryable]
+    "reason", [reason for reason, rule in REASON_RULES.items() if rule.final_status is JobStatus.FAILED and rule.retry is Retry.NEVER]
 )
 def test_what_a_retry_cannot_mend_is_not_retried(reason: Reason) -> None:
-    decision = policy.after(job(JobStatus.RUNNING), attempt(reason=reason, message="m"), ray(RayStatus.FAILED), None, backoff_seconds=2)
+    decision = policy.after(
+        job(JobStatus.RUNNING), attempt(reason=reason, message="m"), ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=2
+    )
     assert decision == policy.End(JobStatus.FAILED, reason, "m")
 
 
 def test_workers_that_died_have_spent_their_restarts_inside_the_attempt() -> None:
     told = attempt(reason=Reason.WORKER_DIED, message="rank 1")
-    decision = policy.after(job(JobStatus.RUNNING), told, ray(RayStatus.FAILED), None, backoff_seconds=2)
+    decision = policy.after(job(JobStatus.RUNNING), told, ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=2)
     detail = "attempt 1 ended with worker_died: rank 1"
     assert decision == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, detail, cause=Reason.WORKER_DIED)
 
@@ -220,10 +202,10 @@ def test_the_budget_of_attempts() -> None:
     def after(number: int, max_failures: int) -> policy.Decision:
         over = ray(RayStatus.FAILED, "exit code -9")
         failed = job(JobStatus.RUNNING, max_failures=max_failures, num_failures=number - 1)
-        return policy.after(failed, attempt(number), over, None, backoff_seconds=2)
+        return policy.after(failed, attempt(number), over, None, now=NOW, backoff_seconds=2)
 
     assert [after(number, 3) for number in (1, 2, 3)] == [
-        policy.Recover(Reason.DRIVER_DIED, "exit code -9", seconds) for seconds in (2.0, 4.0, 8.0)
+        policy.Recover(Reason.DRIVER_DIED, "exit code -9", 2.0**number, policy.Failures(number, 0)) for number in (1, 2, 3)
     ]
     detail = "attempt 4 ended with driver_died: exit code -9"
     assert after(4, 3) == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, detail, cause=Reason.DRIVER_DIED)
@@ -231,3 +213,64 @@ def test_the_budget_of_attempts() -> None:
     slow = after(900, 1000)
     assert isinstance(slow, policy.Recover)
     assert slow.seconds == policy.MAX_BACKOFF_SECONDS
+
+
+USERS = [reason for reason, rule in REASON_RULES.items() if rule.retry is Retry.USER]
+
+
+@pytest.mark.parametrize("reason", USERS)
+def test_the_users_own_budget(reason: Reason) -> None:
+    """Apart from that of the infrastructure, and empty unless they fill it."""
+
+    def after(budget: int, spent: int) -> policy.Decision:
+        failed = job(JobStatus.RUNNING, max_failures=0, max_user_failures=budget, num_user_failures=spent)
+        return policy.after(failed, attempt(reason=reason, message="m"), ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=2)
+
+    assert after(0, 0) == policy.End(JobStatus.FAILED, reason, "m")
+    assert after(2, 1) == policy.Recover(reason, "m", 4.0, policy.Failures(0, 2))
+    assert after(2, 2) == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, f"attempt 1 ended with {reason}: m", cause=reason)
+
+
+@pytest.mark.parametrize(("hours", "counted"), [(1.9, 4), (2.0, 1)])
+def test_failures_before_a_run_that_went_well_are_forgotten(hours: float, counted: int) -> None:
+    began = attempt(started_at=NOW - timedelta(hours=hours))
+    failed = job(JobStatus.RUNNING, max_failures=9, num_failures=3, max_user_failures=9, num_user_failures=1)
+    decision = policy.after(failed, began, ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=1)
+    assert isinstance(decision, policy.Recover)
+    assert decision.failures == policy.Failures(counted, 1 if counted == 4 else 0)
+
+
+STOP = policy.BeginStop(JobStatus.STOPPING, Reason.TIME_LIMIT_REACHED)
+
+
+@pytest.mark.parametrize(
+    ("status", "limit", "minutes", "stops"),
+    [
+        (JobStatus.RUNNING, None, 10_000, False),
+        (JobStatus.RUNNING, 1.0, 30, False),  # 30 minutes of earlier attempts count
+        (JobStatus.RUNNING, 1.0, 31, True),
+        (JobStatus.FINALIZING, 1.0, 39, False),
+        (JobStatus.FINALIZING, 1.0, 41, True),  # ten minutes of grace
+        (JobStatus.PAUSING, 1.0, 31, False),
+    ],
+)
+def test_the_time_limit(status: JobStatus, limit: float | None, minutes: float, stops: bool) -> None:
+    began = attempt(started_at=NOW - timedelta(minutes=minutes), submitted_at=NOW)
+    pause = 1.0 if status is JobStatus.PAUSING else None
+    decision = policy.during(job(status, time_limit_hours=limit, pause=pause), began, ray(RayStatus.RUNNING), now=NOW, grace_seconds=600)
+    assert (decision == STOP) == stops
+
+
+def test_what_was_stopped_by_its_time_limit_has_failed_unless_it_has_its_result() -> None:
+    over = job(JobStatus.STOPPING, time_limit_hours=1.0)
+    over.reason = Reason.TIME_LIMIT_REACHED
+    assert policy.during(over, attempt(), ray(RayStatus.STOPPED), now=NOW, grace_seconds=600) == policy.Inspect()
+    ended = policy.after(over, attempt(), ray(RayStatus.STOPPED), None, now=NOW, backoff_seconds=2)
+    assert ended == policy.End(JobStatus.FAILED, Reason.TIME_LIMIT_REACHED, "time_limit_hours is 1")
+
+
+@pytest.mark.parametrize(("silent", "lost"), [(19, False), (20, True)])
+def test_a_run_that_ray_has_forgotten_is_not_lost_while_its_workers_report(silent: float, lost: bool) -> None:
+    reports = attempt(last_report_at=NOW - timedelta(seconds=silent))
+    decision = policy.during(job(JobStatus.RUNNING), reports, None, now=NOW, grace_seconds=600)
+    assert isinstance(decision, policy.Inspect if lost else policy.Wait)
