@@ -20,6 +20,7 @@ from service.migrations.schema import require_head
 from service.models import AttemptRow, JobRow
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
+from service.reconciler import Reconciler
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.world import World
@@ -43,6 +44,7 @@ class Dispatcher:
         self._settings = settings
         self._clock = clock
         self._actions = Actions(database, storage, ray, settings, clock=clock)
+        self._reconciler = Reconciler(database, ray, settings, clock=clock)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self._line_at = clock()
         self._stopping = threading.Event()
@@ -57,6 +59,7 @@ class Dispatcher:
         while not self._stopping.is_set():
             try:
                 self.tick()
+                self._reconciler.sweep_when_due()
                 pause = self._settings.poll_seconds
             except Exception:
                 pause = min(pause * 2, ERROR_SECONDS)

@@ -1,5 +1,7 @@
 """Launching an attempt so that nothing starts twice: first its row, then Ray, under an id that the row fixes."""
 
+import hashlib
+import hmac
 import logging
 import shlex
 from datetime import datetime
@@ -20,6 +22,7 @@ from workers.contract import ORDER_VARIABLE, EventType, JobStatus, StorageRef, W
 
 log = logging.getLogger(__name__)
 
+DEPLOYMENT = "deployment"  # the label that says whose Ray jobs these are, where several services share a cluster
 RAY_STOP_WAIT_SECONDS = 10  # from Ray's SIGTERM to its SIGKILL
 
 
@@ -56,13 +59,18 @@ def ensure_submitted(ray: RayJobs, job: JobRow, attempt: AttemptRow, settings: S
                 "RAY_JOB_STOP_WAIT_TIME_S": str(RAY_STOP_WAIT_SECONDS),
                 **KEEPS_MEMORY,
             },
-            metadata={"job": job.id, "attempt": str(attempt.number)},
+            metadata={"job": job.id, "attempt": str(attempt.number), DEPLOYMENT: deployment_of(settings)},
         )
     except AlreadyExists:
         log.info("adopted %s, which Ray had already", attempt.submission_id)
     except RayUnreachable:
         if ray.info(attempt.submission_id) is None:
             raise
+
+
+def deployment_of(settings: Settings) -> str:
+    """Tells this service from others, and no secret: those of one secret key are one."""
+    return hmac.new(settings.secret_key.get_secret_value().encode(), DEPLOYMENT.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def work_order(job: JobRow, attempt: AttemptRow, settings: Settings) -> WorkOrder:

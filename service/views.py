@@ -24,6 +24,7 @@ class JobSummary(View):
     detail: str | None
     desired_state: DesiredState
     labels: dict[str, str]
+    priority: int
     attempt: int
     progress: RunProgress | None
     created_at: datetime

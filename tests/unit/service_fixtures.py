@@ -126,6 +126,10 @@ class Service:
         with self.database.write() as session:
             return jobs.request_pause(session, job_id)[0]
 
+    def resume(self, job_id: str) -> JobView:
+        with self.database.write() as session:
+            return jobs.request_resume(session, job_id)[0]
+
     def cancel(self, job_id: str) -> JobView:
         with self.database.write() as session:
             return jobs.request_cancel(session, job_id)[0]

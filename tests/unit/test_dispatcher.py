@@ -7,6 +7,7 @@ from sqlalchemy import select, update
 
 from mae_core.memory import KEEPS_MEMORY
 from service.db import utc_now
+from service.launches import deployment_of
 from service.models import AttemptRow, JobRow
 from service.ray_jobs import ClusterResources, RayJob, RayStatus
 from tests.unit.service_fixtures import PROBE, Service
@@ -65,7 +66,7 @@ def test_the_order(service: Service) -> None:
     assert order.spec.model_dump(mode="json") == service.job(job_id).spec
     assert (order.storage.endpoint, order.storage.bucket) == ("http://127.0.0.1:9000", "maestro")
     assert submission.entrypoint == "python -m workers.main"
-    assert submission.metadata == {"job": job_id, "attempt": "1"}
+    assert submission.metadata == {"job": job_id, "attempt": "1", "deployment": deployment_of(service.settings)}
     assert set(submission.env_vars) == {ORDER_VARIABLE, "RAY_JOB_STOP_WAIT_TIME_S", *KEEPS_MEMORY}
     assert secret not in json.dumps(submission.env_vars)
 
