@@ -4,16 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 
 from service import errors
-from service.auth import require_api_token
+from service.auth import ADMINS, USERS
 from service.bodylimit import BodyLimit
 from service.db import Database
 from service.migrations.schema import require_head
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
-from service.routes import health, jobs, reports, runs
+from service.routes import health, jobs, reports, runs, tokens
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 
@@ -34,10 +34,8 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
     app.add_middleware(BodyLimit)
-    users = APIRouter(dependencies=[Depends(require_api_token)])
-    users.include_router(jobs.router)
-    users.include_router(runs.router)
-    app.include_router(users, prefix="/v1")
+    for router, audience in ((jobs.router, USERS), (runs.router, USERS), (tokens.router, ADMINS)):
+        app.include_router(router, prefix="/v1", dependencies=[Depends(audience)])
     app.include_router(reports.router, prefix="/v1")
     app.include_router(health.router)
     return app

@@ -10,9 +10,11 @@ from service.models import ArtifactRow
 from service.views import ArtifactView
 from workers.contract import MANIFEST
 
+JOBS_PREFIX = "jobs/"
+
 
 def job_prefix(job_id: str) -> str:
-    return f"jobs/{job_id}/"
+    return f"{JOBS_PREFIX}{job_id}/"
 
 
 def add(

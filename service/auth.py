@@ -1,29 +1,90 @@
-"""Who may call: users with the API token, an attempt's workers with the attempt's own token."""
+"""Who may call: users by their token's role and project, an attempt's workers with the attempt's own token."""
 
 import hashlib
 import hmac
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import select
 
-from service.errors import NotAuthenticated
+from service import tokens
+from service.db import Database, utc_now
+from service.errors import Forbidden, NoSuchJob, NotAuthenticated
+from service.models import JobRow
 from service.settings import Settings
+from service.tokens import Role
 from workers.contract import attempt_token
 
-_bearer = HTTPBearer(auto_error=False, description="The API token, or for reports the attempt's own")
+_bearer = HTTPBearer(auto_error=False, description="A user's token, or for reports the attempt's own")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A user, known by a token. project None: all of them."""
+
+    shown: str
+    role: Role
+    project: str | None
+
+    def project_of(self, asked: str | None) -> str | None:
+        """The project to work in: the token's own, or for all projects' tokens the one that was asked for, if any."""
+        if self.project is not None and asked not in (None, self.project):
+            raise Forbidden(f"{self.shown} is good for the project {self.project} alone; leave out which, or use a token of {asked}.")
+        return self.project or asked
+
+
+class Audience:
+    """The users that a group of routes is for: the role it takes to read there, and to write. Jobs of other projects do not exist."""
+
+    def __init__(self, *, reading: Role, writing: Role) -> None:
+        self._reading, self._writing = reading, writing
+
+    def __call__(self, request: Request, credentials: Credentials) -> Caller:
+        if credentials is None:
+            raise NotAuthenticated
+        caller = _caller(request, credentials.credentials)
+        needed = self.role_for(request.method)
+        if not caller.role.includes(needed):
+            raise Forbidden(f"This takes a token of the role {needed}, and {caller.shown} is a {caller.role}'s.")
+        job_id = request.path_params.get("job_id")
+        if job_id is not None and caller.project is not None:
+            _require_job_of(request.app.state.database, caller.project, job_id)
+        return caller
+
+    def role_for(self, method: str) -> Role:
+        return self._reading if method in ("GET", "HEAD") else self._writing
+
+
+USERS = Audience(reading=Role.READER, writing=Role.SUBMITTER)
+ADMINS = Audience(reading=Role.ADMIN, writing=Role.ADMIN)
+
+
+def _caller(request: Request, token: str) -> Caller:
+    settings: Settings = request.app.state.settings
+    if same_secret(token, settings.api_token.get_secret_value()):
+        return Caller("The installation's own token", Role.ADMIN, None)
+    database: Database = request.app.state.database
+    now = utc_now()
+    with database.read() as session:
+        row = tokens.recognise(session, token, now=now)
+    tokens.note_use(database, row, now=now)
+    return Caller(f"The token {tokens.prefix_of(row.id)}…", Role(row.role), row.project)
+
+
+def _require_job_of(database: Database, project: str, job_id: str) -> None:
+    """Here, so that no route can forget it. A job never changes its project."""
+    with database.read() as session:
+        found = session.scalar(select(JobRow.project).where(JobRow.id == job_id))
+    if found != project:
+        raise NoSuchJob(job_id)
 
 
 def same_secret(given: str, expected: str) -> bool:
     """Constant-time, also in the length of what is given."""
     return hmac.compare_digest(hashlib.sha256(given.encode()).digest(), hashlib.sha256(expected.encode()).digest())
-
-
-def require_api_token(request: Request, credentials: Credentials) -> None:
-    settings: Settings = request.app.state.settings
-    if credentials is None or not same_secret(credentials.credentials, settings.api_token.get_secret_value()):
-        raise NotAuthenticated
 
 
 def require_attempt_token(request: Request, credentials: Credentials, job_id: str, attempt: int) -> None:

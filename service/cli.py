@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 it could not be done, or the watched job did not succeed; 
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,10 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mae_core.exports.formats import ExportFormat
+from service import token_commands
 from service import watch as terminal
 from service.client import Json, MaestroClient, MaestroError, files_of
+from service.console import connect, print_json, print_table
 from service.demo import run_demo
 from service.home import Home, HomeError, default_home
 from service.processes import StartError
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(token_commands.app, name="tokens")
 JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", help="State folder; else $MAESTRO_HOME, else ~/.maestro.")]
@@ -55,25 +57,6 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="State folder; e
 
 def main() -> None:
     app()
-
-
-def connect(home: Home | None = None) -> MaestroClient:
-    """The service of MAESTRO_URL and MAESTRO_TOKEN; else the one of this machine."""
-    url, token = os.environ.get("MAESTRO_URL"), os.environ.get("MAESTRO_TOKEN")
-    if url and token:
-        return MaestroClient(url, token)
-    if url or token:
-        raise HomeError(f"{'MAESTRO_TOKEN' if url else 'MAESTRO_URL'} is not set: set both, or neither to use the service of this machine")
-    file = (home or default_home()).client_file
-    try:
-        content = json.loads(file.read_bytes())
-        return MaestroClient(content["url"], content["token"])
-    except FileNotFoundError as error:
-        raise HomeError(
-            f"no service known: start one with `maestro up`, or set MAESTRO_URL and MAESTRO_TOKEN ({file} is not there)"
-        ) from error
-    except (ValueError, KeyError) as error:
-        raise HomeError(f"{file} is damaged; `maestro up` writes it anew") from error
 
 
 @app.command()
@@ -116,15 +99,16 @@ def down(home: HomeOption = None) -> None:
 @app.command()
 def submit(
     spec: Annotated[Path, typer.Argument(help="A spec in YAML. Relative paths in it start from the current folder.")],
+    project: Annotated[str | None, typer.Option(help="Of an admin: where the job belongs; else the token's own.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the job until it has ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Submit a job."""
     content = load_spec(spec, folder=Path.cwd())
     with connect() as client:
-        job = client.submit(content)
+        job = client.submit(content, project=project)
         if as_json:
-            _print_json(job)
+            print_json(job)
         else:
             typer.echo(f"job {job['id']} ({job['name']}) {job['status']}")
         if watch:
@@ -135,14 +119,15 @@ def submit(
 def jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only pretrain, probe, finetune, evaluate or embed.")] = None,
+    project: Annotated[str | None, typer.Option(help="Of an admin: only this project's.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
     with connect() as client:
-        found = list(client.jobs(status=status, kind=kind, limit=limit))
+        found = list(client.jobs(status=status, kind=kind, project=project, limit=limit))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [("ID", "NAME", "KIND", "STATUS", "STEP", "CREATED")]
     for job in found:
@@ -150,9 +135,7 @@ def jobs(
         progress = job.get("progress")
         steps = f"{progress['step']}/{progress['num_steps']}" if progress else ""
         rows.append((job["id"], job["name"], job["kind"], status_text, steps, job["created_at"][:19]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 @app.command()
@@ -161,7 +144,7 @@ def show(job: JobArgument, as_json: JsonOption = False) -> None:
     with connect() as client:
         view = client.job(job)
     if as_json:
-        _print_json(view)
+        print_json(view)
         return
     for name, value in view.items():
         if value not in (None, {}, []):
@@ -251,10 +234,6 @@ def fetch(
 def demo(home: HomeOption = None) -> None:
     """Pretrain on the handwritten digits, and probe the encoder against a random one. Starts and stops all it needs."""
     raise typer.Exit(run_demo(Home(home or Path(".maestro/demo"))))
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

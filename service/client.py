@@ -15,8 +15,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -25,6 +26,7 @@ from mae_core.exports.formats import FOLDERS, ExportFormat
 from workers.contract import MANIFEST, EncoderManifest, result_prefix
 
 Json = dict[str, Any]
+TokenRole = Literal["reader", "submitter", "admin"]
 T = TypeVar("T")
 _AWAY = (httpx.TransportError,)
 _AWAY_STATUS = frozenset({502, 503, 504})
@@ -103,14 +105,18 @@ class MaestroClient:
         self._http.close()
         self._storage.close()
 
-    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
-        """Submit a spec. Safe to repeat: every try carries the same key, so that one job comes of it."""
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None, project: str | None = None) -> Json:
+        """Submit a spec. Safe to repeat: every try carries the same key, so that one job comes of it. project: an admin may choose."""
         key = idempotency_key or uuid.uuid4().hex
-        return self._json("POST", "/v1/jobs", json=dict(spec), headers={"Idempotency-Key": key})
+        params = {} if project is None else {"project": project}
+        return self._json("POST", "/v1/jobs", json=dict(spec), params=params, headers={"Idempotency-Key": key})
 
-    def jobs(self, *, status: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[Json]:
+    def jobs(
+        self, *, status: str | None = None, kind: str | None = None, project: str | None = None, limit: int | None = None
+    ) -> Iterator[Json]:
         """Jobs, newest first; all of them, or `limit`."""
-        params: dict[str, str | int] = {name: value for name, value in (("status", status), ("kind", kind)) if value is not None}
+        wanted = {"status": status, "kind": kind, "project": project}
+        params: dict[str, str | int] = {name: value for name, value in wanted.items() if value is not None}
         left = limit
         while left is None or left > 0:
             page = self._json("GET", "/v1/jobs", params={**params, "limit": 200 if left is None else min(left, 200)})
@@ -181,6 +187,23 @@ class MaestroClient:
     def artifacts(self, job: str) -> list[Json]:
         artifacts: list[Json] = self._json("GET", _path(job, "artifacts"))["artifacts"]
         return artifacts
+
+    def create_token(self, name: str, *, role: TokenRole, project: str | None = None, expires_at: datetime | None = None) -> Json:
+        """Make a user's token (as an admin); `token` in the answer is its text. Never repeated: a second would be made."""
+        content = {"name": name, "role": role, "project": project, "expires_at": expires_at.isoformat() if expires_at else None}
+        try:
+            made: Json = self._check(self._http.post("/v1/tokens", json=content)).json()
+        except _AWAY as error:
+            raise self._unreachable(error) from error
+        return made
+
+    def tokens(self) -> list[Json]:
+        tokens: list[Json] = self._json("GET", "/v1/tokens")["tokens"]
+        return tokens
+
+    def revoke_token(self, token: str) -> Json:
+        """By its id."""
+        return self._json("DELETE", f"/v1/tokens/{quote(token, safe='')}")
 
     def download(self, job: str, name: str, to: Path, *, sha256: str | None = None) -> Path:
         """Download one artifact to the file `to`, going on where an earlier try was broken off, and check its sha256."""

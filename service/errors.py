@@ -3,7 +3,9 @@
 Problem
 ├── Invalid               422  a field of the request; names it and the remedy
 ├── NotAuthenticated      401
+├── Forbidden             403
 ├── NotFound              404
+│   └── NoSuchJob              also where it is another project's
 ├── Conflict              409
 │   └── StaleAttempt           a report of an attempt that is not the job's current one
 └── Unavailable           503  something we need does not answer; try again
@@ -65,10 +67,23 @@ class NotAuthenticated(Problem):
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
+class Forbidden(Problem):
+    """The token is good, but not for this."""
+
+    status, type, title = 403, "forbidden", "The token is not good for this"
+
+
 class NotFound(Problem):
     """There is no such thing."""
 
     status, type, title = 404, "not-found", "Not found"
+
+
+class NoSuchJob(NotFound):
+    """There is no such job in the caller's project."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id}.")
 
 
 class Conflict(Problem):

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from service.db import Database
-from service.errors import NotFound
+from service.errors import NoSuchJob
 from service.jsonable import jsonable
 from service.models import EventRow, JobRow
 from service.views import EventView
@@ -47,7 +47,7 @@ def look(database: Database, job_id: str, *, after: int) -> News:
     with database.read() as session:
         row = session.execute(select(JobRow.status, JobRow.progress).where(JobRow.id == job_id)).one_or_none()
         if row is None:
-            raise NotFound(f"There is no job {job_id}.")
+            raise NoSuchJob(job_id)
         # the status is read before the events, so that a terminal one means that all events are there
         events = list_after(session, job_id, after=after, limit=PAGE)
     progress = None if row.progress is None else RunProgress.model_validate(row.progress)

@@ -4,8 +4,6 @@ import base64
 import binascii
 import hashlib
 import json
-import secrets
-import string
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,17 +14,17 @@ from sqlalchemy.orm import Session
 from mae_core.config import Spec
 from service import events
 from service.db import Database, utc_now
-from service.errors import Conflict, Invalid, NotFound
+from service.errors import Conflict, Invalid, NoSuchJob
+from service.ids import ALPHABET, chance
 from service.lifecycle import transition
 from service.models import JobRow
+from service.projects import DEFAULT_PROJECT
 from service.settings import Settings
 from service.sources import check_sources
 from service.storage import Storage
 from service.submission import resolve_encoder
 from service.views import JobPage, JobSummary, JobView
 from workers.contract import DesiredState, EventType, JobStatus, Reason
-
-_ALPHABET = string.digits + string.ascii_lowercase
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,22 @@ def new_job_id(now: datetime) -> str:
     number, digits = int(now.timestamp() * 1000), ""
     while number:
         number, digit = divmod(number, 36)
-        digits = _ALPHABET[digit] + digits
-    return digits.rjust(9, "0") + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+        digits = ALPHABET[digit] + digits
+    return digits.rjust(9, "0") + chance(8)
 
 
-def submit(database: Database, storage: Storage, settings: Settings, spec: Spec, *, idempotency_key: str | None) -> Submitted:
-    """Keep a new job, or answer the one that this key and body made before."""
+def submit(
+    database: Database,
+    storage: Storage,
+    settings: Settings,
+    spec: Spec,
+    *,
+    idempotency_key: str | None,
+    project: str = DEFAULT_PROJECT,
+) -> Submitted:
+    """Keep a new job, or answer the one that this key and body made before in the project."""
+    if idempotency_key is not None:
+        idempotency_key = f"{project}\n{idempotency_key}"
     body_hash = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     if idempotency_key is not None:
         with database.read() as session:
@@ -55,12 +63,15 @@ def submit(database: Database, storage: Storage, settings: Settings, spec: Spec,
     _check_workers(spec, settings)
     if settings.sources_are_local:
         check_sources(spec)
-    resolved = resolve_encoder(database, storage, spec, sources_are_local=settings.sources_are_local)  # asks storage: in no transaction
+    resolved = resolve_encoder(  # asks storage: in no transaction
+        database, storage, spec, project=project, sources_are_local=settings.sources_are_local
+    )
     try:
         with database.write() as session:
             if idempotency_key is not None and (known := _repeat_of(session, idempotency_key, body_hash)) is not None:
                 return known
-            return Submitted(_insert(session, resolved, idempotency_key=idempotency_key, body_hash=body_hash), is_new=True)
+            row = _insert(session, resolved, project=project, idempotency_key=idempotency_key, body_hash=body_hash)
+            return Submitted(row, is_new=True)
     except IntegrityError:  # where writers do not queue up, as in PostgreSQL, the same key may have won meanwhile
         if idempotency_key is None:
             raise
@@ -88,10 +99,11 @@ def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
     return Submitted(JobView.of(row), is_new=False)
 
 
-def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_hash: str) -> JobView:
+def _insert(session: Session, spec: Spec, *, project: str, idempotency_key: str | None, body_hash: str) -> JobView:
     now, resources = utc_now(), spec.resources
     row = JobRow(
         id=new_job_id(now),
+        project=project,
         name=spec.name,
         kind=spec.kind,
         labels=dict(spec.labels),
@@ -119,7 +131,7 @@ def find(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     """lock: to write: whoever writes a job's events holds its row, so that their ids grow in the order in which they are seen."""
     row = session.get(JobRow, job_id, with_for_update=lock)
     if row is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise NoSuchJob(job_id)
     return row
 
 
@@ -128,10 +140,18 @@ def get(session: Session, job_id: str) -> JobView:
 
 
 def list_page(
-    session: Session, *, status: JobStatus | None = None, kind: str | None = None, limit: int = 50, cursor: str | None = None
+    session: Session,
+    *,
+    project: str | None = None,
+    status: JobStatus | None = None,
+    kind: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
 ) -> JobPage:
-    """Newest first."""
+    """Newest first. project None: of all."""
     query: Select[JobRow] = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+    if project is not None:
+        query = query.where(JobRow.project == project)
     if status is not None:
         query = query.where(JobRow.status == status)
     if kind is not None:

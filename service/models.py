@@ -7,6 +7,7 @@ from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Inte
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.db import CleanString, CleanText, JsonValue, UtcDateTime
+from service.projects import DEFAULT_PROJECT
 
 
 class Base(DeclarativeBase):
@@ -31,6 +32,7 @@ class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_created_at_id", "created_at", "id"),
+        Index("ix_jobs_project_created_at_id", "project", "created_at", "id"),
         Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),
         Index("ix_jobs_waits_for", "waits_for", **_where("waits_for IS NOT NULL")),
         Index("ix_jobs_waiting_since", "waiting_since", **_where("waiting_since IS NOT NULL")),
@@ -41,7 +43,8 @@ class JobRow(Base):
     kind: Mapped[str] = mapped_column(CleanString(20))
     labels: Mapped[dict[str, str]]
     spec: Mapped[dict[str, Any]]
-    idempotency_key: Mapped[str | None] = mapped_column(CleanString(200), unique=True)
+    # project, line feed, key: unique in its project. SQLite minds no lengths, and its column cannot be altered
+    idempotency_key: Mapped[str | None] = mapped_column(CleanString(265).with_variant(CleanString(200), "sqlite"), unique=True)
     body_hash: Mapped[str] = mapped_column(CleanString(64))
 
     status: Mapped[str] = mapped_column(CleanString(20))
@@ -53,7 +56,7 @@ class JobRow(Base):
     num_user_failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # those that were the user's to mend
     version: Mapped[int] = mapped_column(Integer, default=1)
 
-    project: Mapped[str] = mapped_column(CleanString(64), default="default", server_default="default")
+    project: Mapped[str] = mapped_column(CleanString(64), default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT)
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # higher ones start first
     num_cpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # what it needs to start
     num_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
@@ -142,3 +145,19 @@ class ArtifactRow(Base):
     sha256: Mapped[str | None] = mapped_column(CleanString(64))
     uri: Mapped[str] = mapped_column(CleanString(2000))
     created_at: Mapped[datetime]
+
+
+class TokenRow(Base):
+    """A user's token: `mst_<id>_<secret>`, of which only the SHA-256 is kept. project None: all of them."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    name: Mapped[str] = mapped_column(CleanString(200))
+    role: Mapped[str] = mapped_column(CleanString(20))
+    project: Mapped[str | None] = mapped_column(CleanString(64))
+    sha256: Mapped[str] = mapped_column(CleanString(64))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the minute

@@ -4,20 +4,25 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy import select
 
 from mae_core.config import RUN_SPEC, EvaluateSpec, Spec
 from mae_core.options import EncoderRef, ModelConfig
 from mae_core.saved_config import WEIGHT_SUFFIXES
+from service.artifacts import JOBS_PREFIX
 from service.db import Database
 from service.errors import Invalid, spec_errors
 from service.models import JobRow
 from service.saved_encoders import FoundEncoder, LocalPlace, StoredPlace, find_encoder
-from service.storage import Storage
+from service.storage import Storage, split_uri
 from workers.contract import JobStatus
 
 
-def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources_are_local: bool) -> Spec:
-    """The spec with its encoder named by an artifact and with the encoder's model; or Invalid with what to do."""
+def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, project: str, sources_are_local: bool) -> Spec:
+    """The spec with its encoder named by an artifact and with the encoder's model; or Invalid with what to do.
+
+    Of jobs, those of `project` alone are there.
+    """
     if spec.encoder is None:
         return spec
     if spec.encoder.init is not None:
@@ -27,13 +32,14 @@ def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, sources
         return _from_file(spec, spec.encoder.file, sources_are_local=sources_are_local)
     field, uri = "encoder.artifact", spec.encoder.artifact
     if spec.encoder.job is not None:
-        field, parent = "encoder.job", _parent(database, spec.encoder.job, spec)
+        field, parent = "encoder.job", _parent(database, spec.encoder.job, spec, project=project)
         uri = parent.result_uri
         if uri is None:  # it has not finished: the job waits for it
             model = parent.spec.get("model")
             found = FoundEncoder(parent.kind, ModelConfig.model_validate(model) if model is not None else None)
             return _with_encoder(spec, found, field=field, where=f"of job {parent.id}")
     assert uri is not None
+    _check_uri(database, storage, uri, project=project)
     if not uri.endswith(WEIGHT_SUFFIXES):
         uri = uri.rstrip("/") + "/"
     frozen = spec.model_copy(update={"encoder": EncoderRef(artifact=uri)})
@@ -53,12 +59,12 @@ def freeze_parent(storage: Storage, spec: dict[str, Any], result_uri: str) -> di
     return frozen.model_dump(mode="json")
 
 
-def _parent(database: Database, job_id: str, spec: Spec) -> JobRow:
+def _parent(database: Database, job_id: str, spec: Spec, *, project: str) -> JobRow:
     """The job that the spec starts from: its result_uri is None as long as it goes on."""
     field = "encoder.job"
     with database.read() as session:
         row = session.get(JobRow, job_id)
-    if row is None:
+    if row is None or row.project != project:
         raise Invalid(field, f"there is no job {job_id}")
     if row.kind not in _usable(spec):
         wanted = " or ".join(_usable(spec))
@@ -66,6 +72,21 @@ def _parent(database: Database, job_id: str, spec: Spec) -> JobRow:
     if row.status in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise Invalid(field, f"job {job_id} is {row.status}, so it left no encoder; name a job that has succeeded")
     return row
+
+
+def _check_uri(database: Database, storage: Storage, uri: str, *, project: str) -> None:
+    """Invalid for what lies in our bucket below a job that is not there, or not in this project."""
+    field = "encoder.artifact"
+    bucket, key = split_uri(uri)
+    if not {"", ".", ".."}.isdisjoint(key.removesuffix("/").split("/")):  # who takes them out of a path would read another object
+        raise Invalid(field, f"{uri} has an empty part, or one of dots; write the key as it is")
+    first, _, rest = key.partition("/")
+    if bucket != storage.bucket or first != JOBS_PREFIX.rstrip("/"):
+        return
+    job_id = rest.partition("/")[0]
+    with database.read() as session:
+        if session.scalar(select(JobRow.project).where(JobRow.id == job_id)) != project:
+            raise Invalid(field, f"there is no job {job_id}")
 
 
 def _from_file(spec: Spec, path: str, *, sources_are_local: bool) -> Spec:

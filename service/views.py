@@ -5,7 +5,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from service.models import ArtifactRow, EventRow, JobRow
+from service.models import ArtifactRow, EventRow, JobRow, TokenRow
+from service.tokens import Role, prefix_of
 from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason, RunProgress
 
 
@@ -17,6 +18,7 @@ class View(BaseModel):
 
 class JobSummary(View):
     id: str
+    project: str
     name: str
     kind: str
     status: JobStatus
@@ -91,6 +93,32 @@ class ArtifactView(View):
 
 class ArtifactList(View):
     artifacts: list[ArtifactView]
+
+
+class TokenView(View):
+    """What is known of a token, which is not its text: `prefix` begins it."""
+
+    id: str
+    prefix: str
+    name: str
+    role: Role
+    project: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    @classmethod
+    def of(cls, row: TokenRow) -> Self:
+        return cls(prefix=prefix_of(row.id), **{name: getattr(row, name) for name in TokenView.model_fields if name != "prefix"})
+
+
+class NewTokenView(TokenView):
+    token: str
+
+
+class TokenList(View):
+    tokens: list[TokenView]
 
 
 class Readiness(View):

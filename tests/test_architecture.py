@@ -48,9 +48,11 @@ ONLY_BY = {
 USER_SIDE = (
     "service.client",
     "service.cli",
+    "service.console",
     "service.demo",
     "service.watch",
     "service.spec_file",
+    "service.token_commands",
     "service.home",
     "service.up",
     "service.local",

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 PROBLEMS: dict[int | str, dict[str, object]] = {
     401: {"description": "No valid token"},
+    403: {"description": "The token is not good for this"},
     404: {"description": "There is no such thing"},
     422: {"description": "The request is not valid: `application/problem+json` with `errors: [{field, message}]`"},
 }

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from mae_core.config import RunSpec
 from service import jobs
+from service.auth import USERS, Caller
+from service.projects import DEFAULT_PROJECT, ProjectName
 from service.routes.answers import PROBLEMS, answer
 from service.routes.state import DatabaseDep, SettingsDep, StorageDep
 from service.views import JobPage, JobView
@@ -13,32 +15,39 @@ from workers.contract import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
 MAX_LIMIT = 200
+CallerDep = Annotated[Caller, Depends(USERS)]
 
 
 @router.post("", response_model=JobView, status_code=201, responses={200: {"model": JobView, "description": "A repeat: the same job"}})
 def submit_job(
     spec: RunSpec,
+    caller: CallerDep,
     database: DatabaseDep,
     storage: StorageDep,
     settings: SettingsDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    project: Annotated[ProjectName | None, Query(description="of an admin: where the job belongs; else the token's own")] = None,
 ) -> Response:
     """Submit a spec. A repeat with the same `Idempotency-Key` and body answers the same job."""
-    submitted = jobs.submit(database, storage, settings, spec, idempotency_key=idempotency_key)
+    place = caller.project_of(project) or DEFAULT_PROJECT
+    submitted = jobs.submit(database, storage, settings, spec, idempotency_key=idempotency_key, project=place)
     return answer(submitted.job, status_code=201 if submitted.is_new else 200, headers={"Location": f"/v1/jobs/{submitted.job.id}"})
 
 
 @router.get("", response_model=JobPage)
 def list_jobs(
     database: DatabaseDep,
+    caller: CallerDep,
+    project: Annotated[ProjectName | None, Query(description="of an admin: of this project alone")] = None,
     status: JobStatus | None = None,
     kind: Literal["pretrain", "probe", "finetune", "evaluate", "embed"] | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
     cursor: str | None = None,
 ) -> Response:
-    """Jobs, newest first."""
+    """Jobs of the token's project, of an admin of all, newest first."""
+    project = caller.project_of(project)
     with database.read() as session:
-        return answer(jobs.list_page(session, status=status, kind=kind, limit=limit, cursor=cursor))
+        return answer(jobs.list_page(session, project=project, status=status, kind=kind, limit=limit, cursor=cursor))
 
 
 @router.get("/{job_id}", response_model=JobView)

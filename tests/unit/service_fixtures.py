@@ -18,6 +18,7 @@ from service.db import Database, utc_now
 from service.dispatcher import Dispatcher
 from service.migrations.schema import upgrade
 from service.models import AttemptRow, EventRow, JobRow
+from service.projects import DEFAULT_PROJECT
 from service.settings import Settings
 from service.views import JobView
 from tests.postgres import Postgres
@@ -102,9 +103,9 @@ class Service:
         with self.database.write() as session:
             session.execute(update(JobRow).where(JobRow.lease_token.is_not(None)).values(lease_expires_at=utc_now() - timedelta(seconds=1)))
 
-    def submit(self, spec: dict[str, Any] | None = None, **changes: Any) -> str:
+    def submit(self, spec: dict[str, Any] | None = None, *, project: str = DEFAULT_PROJECT, **changes: Any) -> str:
         parsed = RUN_SPEC.validate_python((spec or PRETRAIN) | changes)
-        return jobs.submit(self.database, self.storage, self.settings, parsed, idempotency_key=None).job.id
+        return jobs.submit(self.database, self.storage, self.settings, parsed, idempotency_key=None, project=project).job.id
 
     def job(self, job_id: str) -> JobView:
         with self.database.read() as session:
