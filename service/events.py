@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from service.db import Database
-from service.errors import NoSuchJob
+from service.errors import NoSuchJob, Problem
 from service.jsonable import jsonable
 from service.models import EventRow, JobRow
 from service.views import EventView
@@ -22,6 +22,7 @@ from workers.contract import EventType, JobStatus, RunProgress
 PAGE = 200
 POLL_SECONDS = 0.5
 HEARTBEAT_SECONDS = 15.0
+AUTHORIZED_SECONDS = 15.0  # a token that is revoked ends its streams so much later
 
 
 def append(session: Session, job_id: str, type: EventType, data: dict[str, Any], *, at: datetime, attempt: int | None = None) -> None:
@@ -55,12 +56,27 @@ def look(database: Database, job_id: str, *, after: int) -> News:
 
 
 async def stream(
-    database: Database, job_id: str, *, after: int, poll_seconds: float = POLL_SECONDS, clock: Callable[[], float] = time.monotonic
+    database: Database,
+    job_id: str,
+    *,
+    after: int,
+    authorize: Callable[[], object],
+    poll_seconds: float = POLL_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events until the job has ended. Between two looks it holds neither a session nor a thread."""
+    """Server-sent events until the job has ended, or `authorize`, called again and again, raises a Problem: who comes back is told which.
+
+    Between two looks it holds neither a session nor a thread.
+    """
     told = ""
-    spoke_at = clock()
+    spoke_at = authorized_at = clock()
     while True:
+        if clock() - authorized_at >= AUTHORIZED_SECONDS:
+            try:
+                await run_in_threadpool(authorize)
+            except Problem:
+                return
+            authorized_at = clock()
         news = await run_in_threadpool(look, database, job_id, after=after)
         for event in news.events:
             after = event.id

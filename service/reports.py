@@ -36,13 +36,6 @@ _LAST_WORDS = {EventType.RUN_FAILED, EventType.RUN_STOPPED, EventType.RESULT_COM
 
 
 def record(database: Database, job_id: str, attempt_number: int, report: Report, *, bucket: str) -> ReportAnswer:
-    if report.contract != CONTRACT_VERSION:
-        raise Conflict(
-            f"The report has contract version {report.contract}, this service {CONTRACT_VERSION}: install the same on all hosts."
-        )
-    for event in report.events:
-        if event.type not in WORKER_EVENTS:
-            raise Invalid("events", f"{event.type} is not for workers to tell")
     with database.write() as session:
         job = session.get(JobRow, job_id, with_for_update=True)
         attempt = session.get(AttemptRow, (job_id, attempt_number))
@@ -50,6 +43,7 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             raise NotFound(f"Job {job_id} has no attempt {attempt_number}.")
         if job.attempt != attempt_number or attempt.ended_at is not None or JobStatus(job.status).is_terminal:
             raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
+        _check(report)  # only now: an attempt that is over is to stop, whatever it says
         answer = ReportAnswer(desired_state=_wanted(job))
         key = {"attempt": attempt_number, "incarnation": report.incarnation, "sequence": report.sequence}
         if not metrics.append(session, job_id, points=report.points, **key):
@@ -69,6 +63,17 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
 def _wanted(job: JobRow) -> DesiredState:
     """What its workers are to do: a run that has reached its time limit saves its state and ends."""
     return DesiredState.PAUSE if why_it_ends(job) is Reason.TIME_LIMIT_REACHED else DesiredState(job.desired_state)
+
+
+def _check(report: Report) -> None:
+    """Conflict or Invalid for a report that cannot be taken from anybody."""
+    if report.contract != CONTRACT_VERSION:
+        raise Conflict(
+            f"The report has contract version {report.contract}, this service {CONTRACT_VERSION}: install the same on all hosts."
+        )
+    for event in report.events:
+        if event.type not in WORKER_EVENTS:
+            raise Invalid("events", f"{event.type} is not for workers to tell")
 
 
 def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *, bucket: str, now: datetime) -> None:

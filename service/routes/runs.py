@@ -1,5 +1,6 @@
 """What a job's run tells and leaves: events, metrics, logs, artifacts."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -8,6 +9,7 @@ from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from service import artifacts, events, jobs, metrics
+from service.auth import USERS, Credentials
 from service.errors import NotFound
 from service.models import AttemptRow
 from service.routes.answers import PROBLEMS, answer
@@ -23,6 +25,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["runs"], responses=PROBLEMS)
 async def list_events(
     job_id: str,
     request: Request,
+    credentials: Credentials,
     database: DatabaseDep,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
@@ -32,8 +35,9 @@ async def list_events(
     if "text/event-stream" in request.headers.get("accept", ""):
         after = after if last_event_id is None else last_event_id
         await run_in_threadpool(events.look, database, job_id, after=after)  # a 404 before the stream begins
+        authorize = partial(USERS, request, credentials)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return EventSourceResponse(events.stream(database, job_id, after=after), headers=headers)
+        return EventSourceResponse(events.stream(database, job_id, after=after, authorize=authorize), headers=headers)
     return await run_in_threadpool(_event_page, database, job_id, after, limit)
 
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ JOB: dict[str, Any] = {
     "created_at": "2026-01-01T00:00:00Z",
     "metrics": None,
     "result_uri": None,
+}
+TOKEN: dict[str, Any] = {
+    "id": "abc",
+    "prefix": "mst_abc",
+    "name": "Ada's",
+    "role": "submitter",
+    "project": "cells",
+    "expires_at": None,
+    "last_used_at": "2026-01-01T10:11:12Z",
+    "revoked_at": None,
 }
 FAILED = JOB | {"status": "failed", "reason": "data_error", "detail": "no images in /x", "reason_message": "The data cannot be used."}
 
@@ -42,6 +53,13 @@ class Service:
             return Answer(body=json.dumps(self.job).encode())
         if path == "/v1/jobs/j1/events":
             return Answer(body=f'event: end\ndata: {{"status": "{self.job["status"]}"}}\n\n'.encode())
+        if path == "/v1/tokens" and request.method == "POST":
+            self.submitted = json.loads(request.body)
+            return Answer(201, json.dumps(TOKEN | self.submitted | {"token": "mst_abc_secret"}).encode())
+        if path == "/v1/tokens":
+            return Answer(body=json.dumps({"tokens": [TOKEN]}).encode())
+        if path == "/v1/tokens/abc" and request.method == "DELETE":
+            return Answer(body=json.dumps(TOKEN).encode())
         if path == "/v1/jobs/j1/logs":
             return Answer(body=b"line one\n")
         return Answer(404, b'{"title": "Not found", "detail": "There is no such job."}')
@@ -110,6 +128,33 @@ def test_lists_and_shows(service: Service) -> None:
 def test_logs_and_cancel() -> None:
     assert maestro("logs", "j1") == (0, "line one\n", "")
     assert maestro("cancel", "j1") == (0, "job j1 running, will be cancelled\n", "")
+
+
+@pytest.mark.usefixtures("server")
+def test_a_new_token_alone_is_on_stdout(service: Service) -> None:
+    code, out, err = maestro("tokens", "create", "Ada's", "--role", "submitter", "--project", "cells", "--expires-in-days", "0.5")
+    assert (code, out) == (0, "mst_abc_secret\n")
+    assert "a token of the role submitter for the project cells" in err
+    expires_at = datetime.fromisoformat(service.submitted.pop("expires_at"))
+    assert service.submitted == {"name": "Ada's", "role": "submitter", "project": "cells"}
+    assert timedelta(hours=11) < expires_at - datetime.now(UTC) < timedelta(hours=13)
+    assert maestro("tokens", "create", "Ada's", "--role", "owner")[0] == 2
+
+
+@pytest.mark.usefixtures("server")
+def test_tokens_are_listed_and_revoked() -> None:
+    code, out, _ = maestro("tokens", "list")
+    assert code == 0
+    assert out.splitlines()[1].split() == ["abc", "mst_abc…", "Ada's", "submitter", "cells", "2026-01-01T10:11"]
+    assert json.loads(maestro("tokens", "list", "--json")[1]) == [TOKEN]
+    assert maestro("tokens", "revoke", "abc") == (0, "token mst_abc… (Ada's) is revoked\n", "")
+
+
+def test_an_admin_chooses_a_project(server: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    assert maestro("submit", "spec.yaml", "--project", "cells")[0] == 0
+    assert maestro("jobs", "--project", "cells")[0] == 0
+    assert [request.path for request in server.requests] == ["/v1/jobs?project=cells", "/v1/jobs?project=cells&limit=50"]
 
 
 @pytest.mark.usefixtures("server")

@@ -41,6 +41,12 @@ def test_a_submission_is_repeated_with_the_same_key_until_it_is_answered() -> No
     assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {TOKEN}"}
 
 
+def test_a_token_is_not_made_a_second_time() -> None:
+    with client_of(lambda _: Answer(status=0)) as (client, server), pytest.raises(Unreachable):
+        client.create_token("n", role="reader")
+    assert len(server.requests) == 1
+
+
 def test_two_submissions_have_different_keys() -> None:
     with client_of(lambda _: answer_json({"id": "j1"}, status=201)) as (client, server):
         client.submit({})

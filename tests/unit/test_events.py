@@ -92,7 +92,7 @@ def test_many_events_come_in_pages_without_a_pause(service: Service) -> None:
     with service.database.read() as session:
         expected = len(events.list_after(session, job_id, after=0, limit=10_000))
     finish_cancelled(service, job_id)
-    messages = asyncio.run(collect(events.stream(service.database, job_id, after=0, poll_seconds=60)))
+    messages = asyncio.run(collect(events.stream(service.database, job_id, after=0, authorize=bool, poll_seconds=60)))
     assert len([message for message in messages if message["event"] == "event"]) >= expected + 2
     assert messages[-1]["data"] == {"status": "cancelled"}
 
@@ -120,7 +120,7 @@ def test_a_live_stream_tells_what_happens_and_holds_nothing_meanwhile(service: S
 
     async def follow() -> list[str]:
         kinds = []
-        stream = events.stream(service.database, job_id, after=0, poll_seconds=0.01)
+        stream = events.stream(service.database, job_id, after=0, authorize=bool, poll_seconds=0.01)
         pending = asyncio.ensure_future(anext(stream))
         steps = iter(
             [
@@ -151,7 +151,7 @@ def test_a_quiet_stream_is_kept_open_by_comments(service: Service, monkeypatch: 
     seconds = iter(range(0, 1000, 6))
 
     async def first_chunks() -> list[bytes]:
-        stream = events.stream(service.database, job_id, after=10**6, poll_seconds=0.0, clock=lambda: float(next(seconds)))
+        stream = events.stream(service.database, job_id, after=10**6, authorize=bool, poll_seconds=0.0, clock=lambda: float(next(seconds)))
         return [await anext(stream), await anext(stream)]
 
     assert asyncio.run(first_chunks()) == [b": ping\n\n"] * 2

@@ -83,6 +83,36 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
     database.close()
 
 
+def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> None:
+    """As long as they may be; of two projects with the same key, which the older schema cannot hold, the first one's remains."""
+    upgrade(database, "0003")
+    fixed = "name, kind, labels, spec, body_hash, status, desired_state, attempt, version, created_at"
+    values = "'n', 'pretrain', '{}', '{}', 'h', 'queued', 'run', 0, 1, '2026-01-01 00:00:00.000000'"
+
+    def insert(job_id: str, key: str | None, project: str) -> None:
+        with database.write() as session:
+            statement = f"INSERT INTO jobs (id, idempotency_key, project, {fixed}) VALUES (:id, :key, :project, {values})"
+            session.execute(text(statement), {"id": job_id, "key": key, "project": project})
+            session.execute(
+                text("INSERT INTO events (job_id, type, at, data) VALUES (:id, 't', '2026-01-01 00:00:00.000000', '{}')"), {"id": job_id}
+            )
+
+    def keys() -> dict[str, str | None]:
+        with database.read() as session:
+            return {row.id: row.idempotency_key for row in session.execute(text("SELECT id, idempotency_key FROM jobs"))}
+
+    before = {"a": "k" * 200, "b": "k", "c": "default:k", "d": None}
+    for job_id, key in before.items():
+        insert(job_id, key, "default")
+    upgrade(database)
+    assert keys() == {"a": "default\n" + "k" * 200, "b": "default\nk", "c": "default\ndefault:k", "d": None}
+    insert("e", "x" * 64 + "\n" + "k" * 200, "x" * 64)
+    downgrade(database, "0003")
+    assert keys() == before | {"e": None}
+    upgrade(database)
+    database.close()
+
+
 def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         require_head(database)

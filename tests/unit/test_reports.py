@@ -163,6 +163,8 @@ def test_a_stale_attempt_is_told_to_stop(send: Send, service: Service, job: str)
     service.tick(100)
     assert service.job(job).attempt == 2
     assert send(sequence=5).status_code == 409
+    for worse in ({"contract": CONTRACT_VERSION + 1}, {"events": [(EventType.STATUS_CHANGED, {})]}):
+        assert send(**worse).json()["type"] == "urn:maestro:stale-attempt"  # before all else that is wrong with it
     assert send(attempt=2).status_code == 200
     assert send(attempt=3).status_code == 404
     assert "training_ended" not in types(service, job)[len(before) :]
