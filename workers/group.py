@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
+from ray.util import get_node_ip_address
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,7 +28,7 @@ _SETTLE_SECONDS = 1.0  # within which the others fail too, where one has died
 
 
 class Place(NamedTuple):
-    """Where Ray has put a worker: the machine, a free port there, and its GPU (None: it trains on CPUs)."""
+    """Where Ray has put a worker: the machine, a port there that it holds, and its GPU (None: it trains on CPUs)."""
 
     machine: str
     port: int
@@ -35,7 +36,10 @@ class Place(NamedTuple):
 
 
 class Post(NamedTuple):
-    """A worker's place among all; machines count from 0. All meet at rank 0's address. `gpus` are those of its machine, by local rank."""
+    """A worker's place among all; machines count from 0. All meet at rank 0's address. `gpus` are those of its machine, by local rank.
+
+    `listener` has rank 0 alone, in its own process: the file descriptor of the socket that listens there.
+    """
 
     rank: int
     num_workers: int
@@ -44,6 +48,7 @@ class Post(NamedTuple):
     address: str
     port: int
     gpus: tuple[str, ...]
+    listener: int | None = None
 
 
 class TrainWorker:
@@ -52,15 +57,19 @@ class TrainWorker:
     def place(self) -> Place:
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids()["GPU"]
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return Place(context.get_node_id(), free.getsockname()[1], gpus[0] if gpus else None)
+        # Open until torch takes it over: nobody else gets the port, and nothing listens at another address than the machine's in Ray.
+        address: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._listener = socket.create_server((address, 0))
+        return Place(context.get_node_id(), self._listener.getsockname()[1], gpus[0] if gpus else None)
 
     def train(self, post: Post, order: WorkOrder, times: Mapping[str, str]) -> RunFailedError | None:
         """What went wrong, if anything did."""
         from workers.causes import explained
         from workers.train_loop import train_worker
 
+        if post.rank == 0 and post.num_workers > 1:
+            post = post._replace(listener=self._listener.detach())
+        self._listener.close()
         return explained(post.rank, lambda: train_worker(post, order, times))
 
     def answer(self) -> None:

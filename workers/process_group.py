@@ -1,8 +1,10 @@
 """A worker's place among all, for torch: its device, and the process group."""
 
 import os
+import socket
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -28,5 +30,26 @@ def join(post: Post) -> World:
         device = torch.device("cuda", post.local_rank)
         torch.cuda.set_device(device)
     if post.num_workers > 1:
-        dist.init_process_group("nccl" if post.gpus else "gloo", timeout=_TIMEOUT)
+        _meet(post)
     return World(post.rank, post.num_workers, device)
+
+
+def _meet(post: Post) -> None:
+    """The process group. torch's own store would listen on all interfaces, and gloo wherever the machine's name leads."""
+    if (interface := _interface_towards(post.address, post.port)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    is_first = post.rank == 0
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        post.address, post.port, post.num_workers, is_master=is_first, timeout=_TIMEOUT, master_listen_fd=post.listener
+    )
+    backend = "nccl" if post.gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=post.rank, world_size=post.num_workers, timeout=_TIMEOUT)
+
+
+def _interface_towards(address: str, port: int) -> str | None:
+    """The network interface by which this machine reaches an address. Nothing is sent."""
+    [(family, kind, _, _, target), *_] = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)
+        own = probe.getsockname()[0]
+    return next((name for name, found in psutil.net_if_addrs().items() if any(entry.address == own for entry in found)), None)

@@ -4,6 +4,7 @@ import signal
 
 from tests.conftest import LiveService
 from tests.integration.runs import events_of, losses_of, pretrain_spec, train_workers, wait_for, wait_for_end, wait_for_step
+from tests.integration.test_local import is_loopback, listeners
 
 NUM_STEPS = 44  # 4 epochs of 11 steps: 1,442 digits to train on, 128 at a time
 
@@ -19,6 +20,9 @@ def test_killed_worker_resumes_bit_for_bit(live_service: LiveService) -> None:
     wait_for_step(client, killed, 14)
     workers = train_workers(live_service.run)
     assert len(workers) == 2
+    found = listeners(live_service.run)
+    assert {name for name, _, _ in found if "TrainWorker" in name}  # torch's store and gloo's sockets are among them
+    assert {entry for entry in found if not is_loopback(entry[1])} == set()
     workers[-1].send_signal(signal.SIGKILL)
     view = wait_for_end(client, killed)
 
