@@ -1,14 +1,8 @@
 """`MaestroClient`: the HTTP interface from a user's program. Loads neither torch nor FastAPI nor SQLAlchemy.
 
-    MaestroError
-    ├── Unreachable      no answer, after some patience
-    ├── ApiError         the service refused: its problem+json, with `status`, `type`, `detail` and `errors`
-    └── DownloadError    bytes that do not have the checksum they should
-
 Calls that change nothing, and those that a repeat does not change, are repeated while the service is away (it restarts in seconds).
 """
 
-import contextlib
 import hashlib
 import json
 import time
@@ -23,42 +17,16 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from mae_core.exports.formats import FOLDERS, ExportFormat
+from service.client_errors import ApiError, DownloadError, Json, MaestroError, Unreachable
 from workers.contract import MANIFEST, EncoderManifest, result_prefix
 
-Json = dict[str, Any]
+__all__ = ["ApiError", "DownloadError", "Json", "MaestroClient", "MaestroError", "Message", "TokenRole", "Unreachable"]
+
 TokenRole = Literal["reader", "submitter", "admin"]
 T = TypeVar("T")
 _AWAY = (httpx.TransportError,)
 _AWAY_STATUS = frozenset({502, 503, 504})
 _STREAM_TIMEOUT = httpx.Timeout(30.0, read=60.0)  # a stream that says nothing for a minute is opened anew
-
-
-class MaestroError(Exception):
-    """Something between this program and the service went wrong."""
-
-
-class Unreachable(MaestroError):
-    """The service does not answer."""
-
-
-class DownloadError(MaestroError):
-    """A file could not be downloaded as it should be."""
-
-
-class ApiError(MaestroError):
-    """The service refused a request."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        problem: Json = {}
-        with contextlib.suppress(ValueError):
-            body = response.json()
-            problem = body if isinstance(body, dict) else {}
-        self.status = response.status_code
-        self.type = str(problem.get("type", "about:blank"))
-        self.detail = str(problem.get("detail") or problem.get("title") or response.text[:200] or response.reason_phrase)
-        self.errors: list[Json] = problem.get("errors") or []
-        fields = [f"{error.get('field')}: {error.get('message')}" for error in self.errors]
-        super().__init__("; ".join(fields) if fields else self.detail)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.*", CORE, {"mae_core.*"}),
     ("workers.contract", CONTROL, SPECS),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
-    ("service.client", {"httpx"}, {"workers.contract", "mae_core.exports.formats"}),
+    ("service.client_errors", {"httpx"}, set()),
+    ("service.client", {"httpx"}, {"service.client_errors", "workers.contract", "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
     ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
     ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", *SPECS}),
@@ -47,6 +48,7 @@ ONLY_BY = {
 }
 USER_SIDE = (
     "service.client",
+    "service.client_errors",
     "service.cli",
     "service.console",
     "service.demo",

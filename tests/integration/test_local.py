@@ -2,7 +2,10 @@
 
 import contextlib
 import ipaddress
+import os
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,6 +61,47 @@ def test_the_jobs_api_refuses_strangers(ray_head: RayHead, token: str | None) ->
     assert answer.status_code in (401, 403)
     if token is None:
         assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("token", [None, "wrong" * 8])
+def test_no_port_of_ray_takes_a_strangers_job_or_tells_him_of_ours(
+    ray_head: RayHead, run_mark: str, token: str | None, tmp_path: Path
+) -> None:
+    """Dashboard, its agents, whatever else speaks HTTP: each port of the cluster is asked."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    job, refused = {"entrypoint": f"touch {tmp_path}/started"}, set()
+    asked = [
+        ("POST", "/api/jobs/"),
+        ("POST", "/api/job_agent/jobs/"),
+        ("GET", "/api/jobs/"),
+        ("GET", "/nodes?view=summary"),
+        ("GET", "/api/v0/tasks"),
+    ]
+    for process, address, port in sorted(listeners(run_mark)):
+        if process in ("weed", "postgres"):
+            continue
+        for method, path in asked:
+            try:
+                answer = httpx.request(method, f"http://{address}:{port}{path}", headers=headers, json=job, trust_env=False, timeout=2)
+            except httpx.HTTPError:  # it speaks something else
+                continue
+            assert answer.status_code >= 400, (process, port, method, path)
+            refused |= {(port, answer.status_code)} if answer.status_code in (401, 403) else set()
+    assert len({port for port, _ in refused}) >= 2  # the dashboard, and its agent
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("token", ["", "wrong" * 8])
+@pytest.mark.parametrize("port", ["port", "ray-client-server-port"])
+def test_a_driver_without_the_clusters_token_cannot_join(ray_head: RayHead, port: str, token: str) -> None:
+    scheme = "ray://" if port == "ray-client-server-port" else ""
+    address = f"{scheme}127.0.0.1:{ray_head._ports[port]}"
+    code = f"import ray; ray.init({address!r}, log_to_driver=False); print('joined', ray.cluster_resources())"
+    environment = {"PATH": os.environ["PATH"], "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"PATH": os.environ["PATH"]}
+    driver = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert driver.returncode != 0
+    assert "joined" not in driver.stdout
+    assert "UNAUTHENTICATED" in driver.stderr.upper() or "AUTHENTICATION" in driver.stderr.upper(), driver.stderr[-2000:]
 
 
 def test_a_job_has_the_storage_keys_and_our_mark(ray_head: RayHead, seaweedfs: Seaweedfs, run_mark: str) -> None:

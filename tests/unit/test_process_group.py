@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mae_core.world import World
+from service.local import loopback_interface
 from tests.unit.forked import Forked
 from workers.group import Post
 from workers.process_group import join
@@ -21,8 +22,9 @@ def test_workers_listen_only_where_they_meet(tmp_path: Path) -> None:
     with Forked(_rank_0, 1, tmp_path) as first:
         port = first.told(0)
         with Forked(_rank_1, 1, tmp_path, port) as second:
-            (total, found), (other_total, others) = first.told(0), second.told(0)
+            (total, interface, found), (other_total, _, others) = first.told(0), second.told(0)
     assert total == other_total == 3.0
+    assert interface == loopback_interface()  # else gloo goes by the name of the machine
     assert port in {at for _, at in found}
     assert len(found) > 2  # the store, and gloo's
     assert {address for address, _ in found | others} == {"127.0.0.1"}
@@ -39,8 +41,8 @@ def _rank_1(world: World, tell: Callable[[Any], None], port: int) -> None:
     tell(_meet(Post(1, 2, 0, 1, "127.0.0.1", port, ())))
 
 
-def _meet(post: Post) -> tuple[float, set[tuple[str, int]]]:
-    """The sum over both, and where this process listens meanwhile."""
+def _meet(post: Post) -> tuple[float, str, set[tuple[str, int]]]:
+    """The sum over both, gloo's interface, and where this process listens meanwhile."""
     os.environ.pop("GLOO_SOCKET_IFNAME", None)  # as in a cluster that does not set it
     join(post)
     of_saver = dist.new_group(backend="gloo")
@@ -48,4 +50,4 @@ def _meet(post: Post) -> tuple[float, set[tuple[str, int]]]:
     dist.all_reduce(value)
     dist.barrier(of_saver)
     listening = [found.laddr for found in psutil.Process().net_connections(kind="inet") if found.status == psutil.CONN_LISTEN]
-    return value.item(), {(address.ip, address.port) for address in listening}
+    return value.item(), os.environ["GLOO_SOCKET_IFNAME"], {(address.ip, address.port) for address in listening}
