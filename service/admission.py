@@ -69,7 +69,7 @@ class Admission:
             if need > has:
                 own = "; what becomes free is kept for it" if job.id in self.keeps else ""
                 return f"needs {need:g} {kind}, {has:.1f} of {of:.1f} free{own}"
-        before = f"job {self.keeps[0]}, which has waited long" if self.keeps else "jobs before it"
+        before = "a job that has waited long" if self.keeps else "jobs before it"  # unnamed: it may be of another project
         return f"needs {_said(needs)}; what is free goes to {before}"
 
 

@@ -91,4 +91,4 @@ def test_what_a_waiting_job_is_told(one: JobRow, says: str) -> None:
 def test_what_is_told_of_kept_devices() -> None:
     found = run(room(4), in_line("large", 8, waited=600), in_line("small", 1))
     assert found.why_not(job("large", 8)) == "needs 8 CPUs, 4.0 of 8.0 free; what becomes free is kept for it"
-    assert found.why_not(job("small", 1)) == "needs 1 CPUs; what is free goes to job large, which has waited long"
+    assert found.why_not(job("small", 1)) == "needs 1 CPUs; what is free goes to a job that has waited long"
