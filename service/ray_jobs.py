@@ -60,7 +60,9 @@ class ClusterResources:
 class RayJobs(Protocol):
     """What the service asks of Ray. Every call may raise RayUnreachable: then what Ray does is unknown."""
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """It answers us, and no stranger."""
+
     def submit(self, submission_id: str, *, entrypoint: str, env_vars: dict[str, str], metadata: dict[str, str]) -> None:
         """Raises AlreadyExists, and RayRefused."""
 
@@ -91,6 +93,9 @@ class HttpRayJobs:
 
     def check(self) -> None:
         self._json("GET", "/api/version")
+        asked_without = self._request("GET", "/api/jobs/none", headers={"Authorization": ""})
+        if asked_without.status_code not in (401, 403):
+            raise RayUnreachable(f"The Ray cluster at {self._url} asks for no token: start it with RAY_AUTH_MODE=token.")
 
     def submit(self, submission_id: str, *, entrypoint: str, env_vars: dict[str, str], metadata: dict[str, str]) -> None:
         body = {
@@ -146,9 +151,9 @@ class HttpRayJobs:
         except ValueError:
             raise RayUnreachable(f"What answers at {self._url} is not a Ray cluster.") from None
 
-    def _request(self, method: str, path: str, *, json: Any = None) -> httpx.Response:
+    def _request(self, method: str, path: str, *, json: Any = None, headers: dict[str, str] | None = None) -> httpx.Response:
         try:
-            return self._client.request(method, path, json=json)
+            return self._client.request(method, path, json=json, headers=headers)
         except httpx.HTTPError as error:
             raise RayUnreachable(f"The Ray cluster at {self._url} does not answer ({type(error).__name__}).") from None
 

@@ -12,6 +12,7 @@ from service.local import RayHead
 from service.processes import free_ports
 from service.ray_jobs import AlreadyExists, HttpRayJobs, RayJob, RayJobs, RayStatus
 from tests.unit.fake_ray import FakeRay
+from tests.unit.scripted_server import Answer, scripted_server
 
 
 @dataclass
@@ -129,4 +130,13 @@ def test_a_wrong_token_and_no_server(ray_head: RayHead) -> None:
         for call in calls:
             with pytest.raises(RayUnreachable, match=says):
                 call()
+        ray.close()
+
+
+def test_a_cluster_that_is_open_to_all_is_not_ready() -> None:
+    """Without its token mode Ray answers whoever asks: who reaches it could run anything there."""
+    with scripted_server(lambda request: Answer(body=b"{}") if request.path == "/api/version" else Answer(404)) as server:
+        ray = HttpRayJobs(server.url, token="token")
+        with pytest.raises(RayUnreachable, match="asks for no token: start it with RAY_AUTH_MODE=token"):
+            ray.check()
         ray.close()
