@@ -59,7 +59,7 @@ class TrainWorker:
         gpus = context.get_accelerator_ids()["GPU"]
         # Open until torch takes it over: nobody else gets the port, and nothing listens at another address than the machine's in Ray.
         address: str = get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._listener = socket.create_server((address, 0))
+        self._listener = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
         return Place(context.get_node_id(), self._listener.getsockname()[1], gpus[0] if gpus else None)
 
     def train(self, post: Post, order: WorkOrder, times: Mapping[str, str]) -> RunFailedError | None:
