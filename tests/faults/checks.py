@@ -67,13 +67,14 @@ def check_losses(found: Mapping[int, float], undisturbed: Mapping[int, float], *
     assert dict(found) == (expected if exact else pytest.approx(expected, rel=TOLERANCE))
 
 
-def drivers(run: str, job: str) -> list[psutil.Process]:
-    """The processes that drive attempts of a job."""
+def drivers(run: str, job: str | None = None) -> list[psutil.Process]:
+    """The processes that drive attempts: of one job, or of all."""
     return [process for process in processes_of_run(run) if _drives(process, job)]
 
 
-def _drives(process: psutil.Process, job: str) -> bool:
+def _drives(process: psutil.Process, job: str | None) -> bool:
     try:
-        return "workers.main" in process.cmdline() and f'"job":"{job}"' in process.environ().get(ORDER_VARIABLE, "")
+        order = process.environ().get(ORDER_VARIABLE, "")
+        return "workers.main" in process.cmdline() and (job is None or f'"job":"{job}"' in order)
     except psutil.Error:
         return False

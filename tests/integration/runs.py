@@ -74,7 +74,8 @@ def events_of(client: MaestroClient, job: str, kind: str) -> list[Json]:
 
 
 def losses_of(client: MaestroClient, job: str) -> dict[int, float]:
-    series = client.metrics(job, names=["loss"])["loss"]
+    """By step; empty where none was told."""
+    series = client.metrics(job, names=["loss"]).get("loss", {"steps": [], "values": []})
     return dict(zip(series["steps"], series["values"], strict=True))
 
 

@@ -1,16 +1,19 @@
-"""One body for a real Ray head and for the fake that unit tests use."""
+"""One body for a real Ray head, for the stand-in that a thousand jobs run on, and for the fake that unit tests use."""
 
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import pytest
 
 from service.errors import RayUnreachable
 from service.local import RayHead
 from service.processes import free_ports
 from service.ray_jobs import AlreadyExists, HttpRayJobs, RayJob, RayJobs, RayStatus
+from tests.stand_in.server import StandIn
 from tests.unit.fake_ray import FakeRay
 from tests.unit.scripted_server import Answer, scripted_server
 
@@ -34,7 +37,24 @@ def wait_for(ray: RayJobs, submission_id: str, status: RayStatus) -> RayJob:
     raise AssertionError(f"{submission_id} is {job}, not {status}")
 
 
-@pytest.fixture(params=["real", "fake"])
+@pytest.fixture
+def stand_in(run_mark: str, tmp_path: Path) -> Iterator[StandIn]:
+    server = StandIn(run=run_mark, log=tmp_path / "stand-in.log", environment={}, num_cpus=2)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["ray_head", "stand_in"])
+def served(request: pytest.FixtureRequest) -> RayHead | StandIn:
+    """What answers Ray's Jobs API over HTTP."""
+    server: RayHead | StandIn = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture(params=["ray_head", "stand_in", "fake"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if request.param == "fake":
         fake = FakeRay(num_cpus=2)
@@ -48,7 +68,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
         yield Cluster(fake, settle, 2)
         return
-    head: RayHead = request.getfixturevalue("ray_head")
+    head: RayHead | StandIn = request.getfixturevalue(request.param)
     ray = HttpRayJobs(head.url, token=head.token)
     yield Cluster(ray, lambda submission_id, status: wait_for(ray, submission_id, status), head.num_cpus)
     ray.close()
@@ -103,9 +123,9 @@ def test_the_contract(cluster: Cluster) -> None:
     assert 0 <= resources.used_cpus <= cluster.num_cpus
 
 
-def test_what_runs_is_counted_after_a_while(ray_head: RayHead) -> None:
+def test_what_runs_is_counted_after_a_while(served: RayHead | StandIn) -> None:
     """The figures lag by up to 5 s: that is why the dispatcher counts its own launches."""
-    ray = HttpRayJobs(ray_head.url, token=ray_head.token)
+    ray = HttpRayJobs(served.url, token=served.token)
     deadline = time.monotonic() + 30
     while ray.resources().at is None and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -119,9 +139,27 @@ def test_what_runs_is_counted_after_a_while(ray_head: RayHead) -> None:
     ray.close()
 
 
-def test_a_wrong_token_and_no_server(ray_head: RayHead) -> None:
+def test_the_list_of_all(served: RayHead | StandIn) -> None:
+    ray, one, other = HttpRayJobs(served.url, token=served.token), name(), name()
+    before = time.time()
+    for submission_id, entrypoint in ((one, "true"), (other, "sleep 600")):
+        ray.submit(submission_id, entrypoint=entrypoint, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "1"}, metadata={"job": submission_id})
+    wait_for(ray, one, RayStatus.SUCCEEDED)
+    wait_for(ray, other, RayStatus.RUNNING)
+    listed = httpx.get(f"{served.url}/api/jobs/", headers={"Authorization": f"Bearer {served.token}"}, trust_env=False).json()
+    mine = {job["submission_id"]: job for job in listed if job["submission_id"] in (one, other)}
+    assert {submission_id: job["status"] for submission_id, job in mine.items()} == {one: "SUCCEEDED", other: "RUNNING"}
+    assert mine[one]["metadata"]["job"] == one
+    assert before - 1 <= mine[one]["start_time"] / 1000 <= mine[one]["end_time"] / 1000 <= time.time() + 1
+    assert not mine[other]["end_time"]
+    ray.stop(other)
+    wait_for(ray, other, RayStatus.STOPPED)
+    ray.close()
+
+
+def test_a_wrong_token_and_no_server(served: RayHead | StandIn) -> None:
     for url, token, says in (
-        (ray_head.url, "wrong", "refuses our token: check MAESTRO_RAY_TOKEN"),
+        (served.url, "wrong", "refuses our token: check MAESTRO_RAY_TOKEN"),
         (f"http://127.0.0.1:{free_ports(1)[0]}", "x", r"does not answer \(ConnectError\)"),
     ):
         ray = HttpRayJobs(url, token=token)
