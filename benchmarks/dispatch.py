@@ -1,7 +1,8 @@
 """`python -m benchmarks.dispatch`: from a job's submission until Ray has accepted its run, while 1,000 jobs wait that do not fit.
 
-Ray is the stand-in of its Jobs API (`tests/stand_in`). Jobs that fit come one by one, each when the one before has ended, and are timed
-from the API's row to the stand-in's acceptance: that is the claim, and all that comes before and after it. Prints one JSON line for each database.
+Ray is the stand-in of its Jobs API (`tests/stand_in`). Jobs that fit come one by one, each when the one before has ended. The time of
+each is that from its row to the stand-in's acceptance: the claim, and all that comes before and after it. Prints one JSON line for each
+database.
 """
 
 import argparse

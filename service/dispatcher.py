@@ -1,9 +1,7 @@
 """`python -m service.dispatcher`: claims due jobs, looks, decides and acts outside any transaction, and applies under the lease."""
 
 import logging
-import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -45,7 +43,7 @@ class Dispatcher:
         self._clock = clock
         self._actions = Actions(database, storage, ray, settings, clock=clock)
         self._reconciler = Reconciler(database, ray, settings, clock=clock)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
+        self._owner = leases.owner_name(self)
         self._line_at = clock()
         self._stopping = threading.Event()
 
@@ -55,9 +53,12 @@ class Dispatcher:
 
     def run(self) -> None:
         """Until `stop()`. The database's absence is waited out: trainings go on without us."""
-        pause = self._settings.poll_seconds
+        pause, has_begun = self._settings.poll_seconds, False
         while not self._stopping.is_set():
             try:
+                if not has_begun:
+                    self._release_dead()
+                    has_begun = True
                 self.tick()
                 self._reconciler.sweep_when_due()
                 pause = self._settings.poll_seconds
@@ -67,6 +68,10 @@ class Dispatcher:
             self._stopping.wait(pause)
         with self._database.write() as session:
             leases.release_all(session, self._owner)
+
+    def _release_dead(self) -> None:
+        with self._database.write() as session:
+            leases.release_dead(session)
 
     def tick(self) -> int:
         """One round over all due jobs; answers how many there were."""

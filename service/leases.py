@@ -1,6 +1,8 @@
 """Leases: which dispatcher works on which job, by the database's clock. Whoever finds its token gone discards what it did."""
 
+import os
 import secrets
+import socket
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.db import db_now
 from service.models import AttemptRow, JobRow
+from service.processes import ProcessId
 from workers.contract import JobStatus
 
 MAX_CLAIMED = 200  # at once
@@ -110,6 +113,30 @@ def lock(session: Session, condition: ColumnElement[bool]) -> None:
 
 def release_all(session: Session, owner: str) -> None:
     session.execute(update(JobRow).where(JobRow.lease_owner == owner).values(_NO_LEASE))
+
+
+def release_dead(session: Session) -> None:
+    """Give back what dispatchers of this machine held that no longer live: nobody needs to wait until their leases end."""
+    held = session.scalars(
+        select(JobRow.lease_owner).where(JobRow.lease_owner.startswith(f"{socket.gethostname()}:", autoescape=True)).distinct()
+    )
+    for owner in [owner for owner in held if owner is not None and not _lives(owner)]:
+        release_all(session, owner)
+
+
+def owner_name(dispatcher: object) -> str:
+    """Of a dispatcher of this process: the machine, the process and the object in it."""
+    process = ProcessId.of(os.getpid())
+    return f"{socket.gethostname()}:{process.pid}:{process.started_at!r}:{id(dispatcher):x}"
+
+
+def _lives(owner: str) -> bool:
+    """Whether the process of an owner on this machine lives; also where its name does not tell."""
+    try:
+        _, pid, started_at, _ = owner.rsplit(":", 3)
+        return ProcessId(int(pid), float(started_at)).is_alive()
+    except ValueError:
+        return True
 
 
 def is_free() -> ColumnElement[bool]:

@@ -1,3 +1,7 @@
+import os
+import socket
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 
@@ -6,8 +10,10 @@ from sqlalchemy import select, update
 
 from service import leases
 from service.db import utc_now
+from service.dispatcher import Dispatcher
 from service.leases import Claimed, LeaseLost, Work
 from service.models import JobRow
+from tests.integration.runs import wait_for
 from tests.unit.service_fixtures import Service
 from workers.contract import JobStatus
 
@@ -25,6 +31,13 @@ def claim(service: Service, owner: str = "me", *, later: float = 0.0, also: tupl
 def set_columns(service: Service, job_id: str, **values: object) -> None:
     with service.database.write() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+
+
+def dead_owner(service: Service) -> str:
+    """The name of a dispatcher of this machine whose process has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return leases.owner_name(service).replace(f":{os.getpid()}:", f":{ended.pid}:")
 
 
 def test_a_job_is_claimed_once(service: Service) -> None:
@@ -117,6 +130,32 @@ def test_an_owner_that_goes_releases_all_its_own(service: Service) -> None:
     with service.database.write() as session:
         leases.release_all(session, "me")
     assert len(claim(service, "they")) == 1
+
+
+def test_what_dead_dispatchers_of_this_machine_held_is_free_at_once(service: Service) -> None:
+    dead = dead_owner(service)
+    owners = [leases.owner_name(service), dead, dead.replace(socket.gethostname(), "elsewhere"), f"{socket.gethostname()}:of another form"]
+    for owner in owners:
+        service.submit()
+        claim(service, owner)
+    with service.database.write() as session:
+        leases.release_dead(session)
+    with service.database.read() as session:
+        assert set(session.scalars(select(JobRow.lease_owner))) == {None, *owners} - {dead}
+
+
+def test_a_dispatcher_that_begins_does_not_wait_for_its_predecessor(service: Service) -> None:
+    dead = dead_owner(service)
+    job_id = service.submit()
+    claim(service, dead)
+    dispatcher = Dispatcher(service.database, service.storage, service.ray, service.settings)
+    running = threading.Thread(target=dispatcher.run)
+    running.start()
+    try:
+        wait_for(lambda: service.job(job_id).status == JobStatus.STARTING, seconds=20, what="a launch")
+    finally:
+        dispatcher.stop()
+        running.join()
 
 
 def test_who_is_admitted_is_claimed_before_it_is_due(service: Service) -> None:
