@@ -23,7 +23,7 @@ from service.client import MaestroClient
 from service.home import Home
 from service.local import Seaweedfs
 from service.processes import free_ports
-from service.up import Installation, running
+from service.up import Installation, interruptible, running
 from tests.faults.chaos_harm import Harmer, Rhythm, harm_to_installation, harm_to_stage
 from tests.faults.chaos_plan import PlannedJob, plan
 from tests.faults.chaos_users import Users
@@ -143,6 +143,7 @@ def _lives_of(made: Stage) -> list[Life]:
             life["began_at"],
             life["ended_at"],
             tuple(life["first_steps"]),
+            life["is_forgotten"],
         )
         for life in made.ray.history()
     ]
@@ -188,7 +189,7 @@ def main() -> None:
     good = True
     for on in given.on:
         if on == "ray":
-            with tempfile.TemporaryDirectory(prefix="maestro-chaos-") as place:
+            with interruptible(), tempfile.TemporaryDirectory(prefix="maestro-chaos-") as place:
                 good &= _tell(*on_ray(Path(place), num_jobs=given.ray_jobs, seed=given.seed))
         else:
             with own_servers(database=on) as (folder, run, storage, postgres):

@@ -15,7 +15,11 @@ _CLOCK_SECONDS = 0.05  # ends and beginnings are told by different processes
 
 @dataclass(frozen=True)
 class Life:
-    """One run, as Ray or the stand-in tells of it. Times are seconds since the epoch; None: it lives."""
+    """One run, as Ray or the stand-in tells of it. Times are seconds since the epoch; None: it lives.
+
+    is_forgotten: Ray's head was restarted, and knows it no more. When the service had not heard yet that its attempt was accepted, it
+    submits that one again.
+    """
 
     submission_id: str
     job: str
@@ -23,6 +27,7 @@ class Life:
     began_at: float
     ended_at: float | None
     first_steps: tuple[int, ...] = ()  # by the incarnation of the workers
+    is_forgotten: bool = False
 
 
 @dataclass
@@ -31,8 +36,8 @@ class Verdict:
 
     lost: the API accepted it, and it is not there; or it has ended in a status that does not fit: its script's, or cancelled where its
         user has cancelled it.
-    doubled: one key has become two jobs; or there are more runs of it than attempts, two of one attempt, two that live at one time
-        (one ends after the next has begun), or two first steps of one start of the workers.
+    doubled: one key has become two jobs; or there are more runs of it than attempts, or two of one attempt (but for runs that Ray's head
+        has forgotten); or two that live at one time (one ends after the next has begun), or two first steps of one start of the workers.
     stuck: not ended by the deadline.
     wrong: it has succeeded, and a loss is not that of the undisturbed run. (Losses that a process died with are missing: those of its last
         second, when it was killed after it had committed its result.)
@@ -85,10 +90,11 @@ def fits(view: Json, end: End, *, cancelled: bool) -> bool:
 
 def doubling(lives: list[Life], *, num_attempts: int) -> str | None:
     """Evidence that something of one job ran twice."""
-    if len(lives) > num_attempts:
-        return f"{len(lives)} runs of {num_attempts} attempts"
-    if len({life.attempt for life in lives}) < len(lives):
-        return f"runs of the attempts {[life.attempt for life in lives]}"
+    attempts = [life.attempt for life in lives if not life.is_forgotten]
+    if len(attempts) > num_attempts:
+        return f"{len(attempts)} runs of {num_attempts} attempts"
+    if len(set(attempts)) < len(attempts):
+        return f"runs of the attempts {attempts}"
     ordered = sorted(lives, key=lambda life: life.began_at)
     for earlier, later in pairwise(ordered):
         if earlier.ended_at is None or earlier.ended_at > later.began_at + _CLOCK_SECONDS:

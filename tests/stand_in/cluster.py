@@ -25,12 +25,13 @@ _POOL_THREADS = 32
 
 @dataclass
 class Life:
-    """One run, for the verdict: it stays when Ray's own memory is lost. Times are seconds since the epoch; `first_steps` by incarnation."""
+    """One run, for the verdict. Times are seconds since the epoch; `first_steps` by incarnation; `is_forgotten`: the head has lost it."""
 
     submission_id: str
     metadata: dict[str, str]
     began_at: float
     ended_at: float | None = None
+    is_forgotten: bool = False
     first_steps: list[int] = field(default_factory=list)
 
 
@@ -106,6 +107,8 @@ class Cluster:
     def forget(self) -> int:
         """The head restarts: every run dies, and nothing is known of any. How many were alive."""
         alive = [job for job in self.jobs.values() if not job.status.is_over]
+        for job in self.jobs.values():
+            job.life.is_forgotten = True
         self.jobs = {}
         for job in alive:
             self._cancel(job)

@@ -17,6 +17,7 @@ import httpx
 from service.client import MaestroClient
 from service.local import LOOPBACK, REGION, Seaweedfs, storage_environment
 from service.processes import Child, child_environment, exempt_loopback_from_proxies, free_ports, sweep
+from service.up import interruptible
 from tests.postgres import Postgres
 from tests.stand_in.server import StandIn
 
@@ -103,10 +104,10 @@ def stage(
 
 @contextlib.contextmanager
 def own_servers(*, database: str) -> Iterator[tuple[Path, str, Seaweedfs, Postgres | None]]:
-    """For programs: a folder, a mark, object storage and, for `postgresql`, a server of it; all gone afterwards."""
+    """For programs: a folder, a mark, object storage and, for `postgresql`, a server of it; all gone afterwards, also after SIGTERM."""
     exempt_loopback_from_proxies(os.environ)
     run = f"stage-{secrets.token_hex(8)}"
-    with tempfile.TemporaryDirectory(prefix="maestro-stage-") as place, contextlib.ExitStack() as stack:
+    with interruptible(), tempfile.TemporaryDirectory(prefix="maestro-stage-") as place, contextlib.ExitStack() as stack:
         folder = Path(place)
         stack.callback(sweep, run)
         storage = Seaweedfs(folder / "s3", run=run, log=folder / "s3.log", access_key="stage", secret_key=secrets.token_hex(16))

@@ -16,8 +16,8 @@ def view(**changes: Any) -> dict[str, Any]:
     return {"id": "a", "name": "chaos-0", "status": "succeeded", "reason": None, "detail": None, "attempt": 1} | changes
 
 
-def life(attempt: int, began_at: float, ended_at: float | None, *first_steps: int) -> Life:
-    return Life(f"a-a{attempt}", "a", attempt, began_at, ended_at, first_steps)
+def life(attempt: int, began_at: float, ended_at: float | None, *first_steps: int, is_forgotten: bool = False) -> Life:
+    return Life(f"a-a{attempt}", "a", attempt, began_at, ended_at, first_steps, is_forgotten)
 
 
 def verdict_of(job: PlannedJob, views: list[dict[str, Any]], lives: list[Life] | None = None, *, cancelled: bool = False) -> Verdict:
@@ -57,6 +57,8 @@ def test_a_job_that_was_never_accepted_is_not_lost() -> None:
     ("lives", "evidence"),
     [
         ([life(1, 0, 5, 70, 80), life(2, 6, 9, 90)], None),
+        ([life(1, 0, 5, is_forgotten=True), life(1, 6, 9), life(2, 10, 11)], None),
+        ([life(1, 0, 7, is_forgotten=True), life(1, 6, 9)], "a-a1 and a-a1 lived at one time"),
         ([life(1, 0, 5), life(1, 6, 9)], "runs of the attempts [1, 1]"),
         ([life(1, 0, 5), life(2, 6, 9), life(3, 10, 11)], "3 runs of 2 attempts"),
         ([life(2, 6, 9), life(1, 0, 7)], "a-a1 and a-a2 lived at one time"),
