@@ -11,9 +11,9 @@ import json
 import logging
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +94,11 @@ def _carry_out(
     expected: dict[str, dict[int, float]],
     harm_seconds: float = _HARM_SECONDS,
 ) -> tuple[Json, Verdict]:
-    began = time.monotonic()
-    users = Users(client)
-    harmer = Harmer(harm, seed=seed)
-    submitting = threading.Thread(target=users.submit_all, args=(planned,))
-    submitting.start()
-    quiet_at = None
-    while True:
-        num_left = len(planned) - sum(JobStatus(view["status"]).is_terminal for view in _listed(client, planned))
-        log.info("%d of %d jobs have not ended", num_left, len(planned))
-        submitted, now = not submitting.is_alive(), time.monotonic()
-        if quiet_at is None and ((submitted and num_left <= len(planned) * _QUIET_SHARE) or now - began > harm_seconds):
-            harmer.stop()
-            quiet_at = now
-        if (num_left == 0 and submitted) or (quiet_at is not None and now - quiet_at > _SETTLE_SECONDS):
-            break
-        time.sleep(_LOOK_SECONDS)
-    submitting.join()
+    began, users = time.monotonic(), Users(client)
+    with ThreadPoolExecutor(1) as pool, Harmer(harm, seed=seed) as harmer:
+        submitting = pool.submit(users.submit_all, planned)
+        _until_all_have_ended(client, planned, submitting, harmer, harm_seconds=harm_seconds)
+        submitting.result()
     seconds = time.monotonic() - began
     views = _listed(client, planned)
     verdict = judge(planned, ids=users.ids, cancelled=users.cancelled, views=views, lives=lives())
@@ -127,6 +115,23 @@ def _carry_out(
         **verdict.counts(),
     }
     return line, verdict
+
+
+def _until_all_have_ended(
+    client: MaestroClient, planned: list[PlannedJob], submitting: Future[None], harmer: Harmer, *, harm_seconds: float
+) -> None:
+    """Returns when all jobs have ended, or at the deadline. Before the last ones end there is no harm any more."""
+    began, quiet_at = time.monotonic(), None
+    while True:
+        num_left = len(planned) - sum(JobStatus(view["status"]).is_terminal for view in _listed(client, planned))
+        log.info("%d of %d jobs have not ended", num_left, len(planned))
+        submitted, now = submitting.done(), time.monotonic()
+        if quiet_at is None and ((submitted and num_left <= len(planned) * _QUIET_SHARE) or now - began > harm_seconds):
+            harmer.stop()
+            quiet_at = now
+        if (num_left == 0 and submitted) or (quiet_at is not None and now - quiet_at > _SETTLE_SECONDS):
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _listed(client: MaestroClient, planned: list[PlannedJob]) -> list[Json]:

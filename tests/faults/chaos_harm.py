@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import psutil
 
@@ -40,12 +40,18 @@ class Harmer:
         self._pool = ThreadPoolExecutor(len(rhythms))
         self._work = [self._pool.submit(self._follow, each, random.Random(f"{seed} {number}")) for number, each in enumerate(rhythms)]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         """Raises what a harm raised: then the run says nothing."""
         self._stopping.set()
+        self._pool.shutdown()
         for each in self._work:
             each.result()
-        self._pool.shutdown()
 
     def _follow(self, rhythm: Rhythm, drawn: random.Random) -> None:
         while not self._stopping.wait(drawn.uniform(*rhythm.pause_seconds)):

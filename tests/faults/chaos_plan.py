@@ -10,6 +10,7 @@ from workers.contract import JobStatus, Reason
 
 _MAX_FAILURES = 50  # of jobs that are to succeed: faults may befall a run any number of times
 _SAVED_EVERY = 4  # steps
+_TRAINED_SECONDS = 4.0  # on Ray, from the start of one job to that of the next: two at a time
 _MENDABLE = (Way.DRIVER, Way.WORKER, Way.SILENT, Way.COMMITTED)
 _FATAL = {Way.DATA_ERROR: Reason.DATA_ERROR, Way.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY}
 Verb = Literal["pause", "resume", "cancel"]
@@ -45,24 +46,28 @@ def plan(num_jobs: int, *, simulated: bool, seed: int) -> list[PlannedJob]:
     """`simulated`: for the stand-in, with scripted deaths; else small trainings on the digits."""
     drawn = random.Random(seed)
     draw = _simulated if simulated else _trained
-    return [draw(f"chaos-{number:04}", drawn) for number in range(num_jobs)]
+    return [draw(number, drawn) for number in range(num_jobs)]
 
 
-def _simulated(name: str, drawn: random.Random) -> PlannedJob:
+def _name(number: int) -> str:
+    return f"chaos-{number:04}"
+
+
+def _simulated(number: int, drawn: random.Random) -> PlannedJob:
     num_steps = drawn.randint(5, 20)
     deaths, end, max_failures = _deaths(num_steps, drawn)
     script = Script(
         num_steps=num_steps, step_seconds=round(drawn.uniform(0.05, 0.3), 3), start_seconds=round(drawn.uniform(0.1, 0.5), 3), deaths=deaths
     )
     spec = pretrain_spec(
-        name=name,
+        name=_name(number),
         seed=drawn.randrange(2**31),
         labels=script.labels(),
         resources={"num_workers": drawn.choice([1, 1, 1, 2, 4])},
         checkpoint={"every_steps": _SAVED_EVERY},
         retry={"max_failures": max_failures},
     )
-    return PlannedJob(name, spec, end, _wishes(drawn, span_seconds=20.0), num_steps)
+    return PlannedJob(_name(number), spec, end, _wishes(drawn, after=0.0, span_seconds=20.0), num_steps)
 
 
 def _deaths(num_steps: int, drawn: random.Random) -> tuple[tuple[Death, ...], End, int]:
@@ -80,21 +85,21 @@ def _deaths(num_steps: int, drawn: random.Random) -> tuple[tuple[Death, ...], En
     return (Death(attempt=0, step=step, way=way),), End(JobStatus.FAILED, _FATAL[way]), _MAX_FAILURES
 
 
-def _trained(name: str, drawn: random.Random) -> PlannedJob:
+def _trained(number: int, drawn: random.Random) -> PlannedJob:
     """22 steps of some milliseconds: two epochs of the digits."""
     spec = pretrain_spec(
-        name=name,
+        name=_name(number),
         optim={"epochs": 2, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1},
         resources={"num_workers": 1},
         checkpoint={"every_steps": _SAVED_EVERY},
         retry={"max_failures": _MAX_FAILURES},
     )
-    return PlannedJob(name, spec, SUCCESS, _wishes(drawn, span_seconds=120.0), num_steps=22)
+    return PlannedJob(_name(number), spec, SUCCESS, _wishes(drawn, after=_TRAINED_SECONDS * number, span_seconds=20.0), num_steps=22)
 
 
-def _wishes(drawn: random.Random, *, span_seconds: float) -> tuple[Wish, ...]:
+def _wishes(drawn: random.Random, *, after: float, span_seconds: float) -> tuple[Wish, ...]:
     """Most users wish nothing; some pause and resume, some cancel, a few cancel what they paused."""
-    fate, first = drawn.random(), drawn.uniform(0, span_seconds)
+    fate, first = drawn.random(), after + drawn.uniform(0, span_seconds)
     later = first + drawn.uniform(0, span_seconds / 4)
     if fate < 0.1:
         return (Wish(first, "cancel"),)
