@@ -1,13 +1,15 @@
 """Every benchmark runs at its smallest size, and says what it should."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cheap_pretraining, checkpoint_stall, cifar10, embed, export, images, start_up, train_step
+from benchmarks import cheap_pretraining, checkpoint_stall, cifar10, dispatch, embed, export, images, reattach, start_up, train_step
 from mae_core.options import ARCH_SIZES, ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
+from tests.stand_in.stage import Stage, stage
 from tests.unit.core_fixtures import SHALLOW
 from workers.contract import StorageRef
 
@@ -91,3 +93,25 @@ def test_cheap_pretraining(data_dir: Path, tmp_path: Path, monkeypatch: pytest.M
         assert line["ratio"] == line["ours"] / line["peer"]
         assert line["step"]["ratio"] == line["step"]["ours"] / line["step"]["peer"]
         assert [len(each) for each in line["probe"].values()] == [1, 1]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def on_stand_in(request: pytest.FixtureRequest, seaweedfs: Seaweedfs, run_mark: str, tmp_path: Path) -> Iterator[Stage]:
+    """A service on the stand-in of Ray's Jobs API."""
+    postgres = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    with stage(tmp_path, storage=seaweedfs, postgres=postgres, run=run_mark, num_cpus=dispatch.NUM_CPUS) as made:
+        yield made
+
+
+def test_reattach(on_stand_in: Stage) -> None:
+    line = reattach.measure(on_stand_in, num_jobs=12, repeats=1)
+    assert (line["num_jobs"], line["database"], line["repeats"]) == (12, on_stand_in.database, [line["value"]])
+    assert 0 < line["first_job"] <= line["value"]
+
+
+def test_dispatch(on_stand_in: Stage) -> None:
+    line = dispatch.measure(on_stand_in, num_waiting=3, num_jobs=3)
+    assert (line["num_jobs"], line["num_waiting"], line["database"]) == (3, 3, on_stand_in.database)
+    assert 0 < line["from_attempt_created"]["p95"] < line["value"]
+    assert line["p50"] <= line["value"]
+    assert len(on_stand_in.ray.history()) == 3  # those that do not fit were not submitted
