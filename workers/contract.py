@@ -94,6 +94,19 @@ class Retry(StrEnum):
     NEVER = "never"  # it would fail in the same way
 
 
+class Condition(StrEnum):
+    """What is amiss with a job that goes on all the same."""
+
+    UPLOAD_DELAYED = "upload_delayed"
+    REPORTS_DELAYED = "reports_delayed"
+
+
+CONDITION_MESSAGES: dict[Condition, str] = {
+    Condition.UPLOAD_DELAYED: "Object storage does not take the run's files; training goes on, its states stay on the workers' disks.",
+    Condition.REPORTS_DELAYED: "Nothing is heard of the workers; training may go on, they keep what they tell and send it later.",
+}
+
+
 class ReasonRule(NamedTuple):
     """What follows from a reason: where it leads in the end (None: the job goes on), whether a new attempt may help, what to tell."""
 
@@ -160,6 +173,7 @@ class EventType(StrEnum):
     TRAINING_STATE_COMMITTED = "training_state_committed"
     SAVE_FAILED = "save_failed"
     UPLOAD_DELAYED = "upload_delayed"
+    UPLOAD_RECOVERED = "upload_recovered"
     STEPS_DROPPED = "steps_dropped"
     WENT_BACK = "went_back"
     EVALUATED = "evaluated"
@@ -178,6 +192,7 @@ WORKER_EVENTS = frozenset(
         EventType.TRAINING_STATE_COMMITTED,
         EventType.SAVE_FAILED,
         EventType.UPLOAD_DELAYED,
+        EventType.UPLOAD_RECOVERED,
         EventType.STEPS_DROPPED,
         EventType.WENT_BACK,
         EventType.EVALUATED,

@@ -14,7 +14,11 @@ class StaleAttemptError(Exception):
 
 
 class StorageError(Exception):
-    """Object storage did not answer for minutes."""
+    """Object storage did not answer for as long as was to be waited."""
+
+
+class WaitEndedError(StorageError):
+    """Nobody wants what was waited for any more: the job is cancelled, or another attempt has taken it over."""
 
 
 class RunFailedError(Exception):

@@ -11,12 +11,18 @@ from pathlib import Path
 from workers.contract import submission_id
 
 
-@contextmanager
-def scratch_folder(job: str, attempt: int, rank: int) -> Iterator[Path]:
-    """A new folder of this worker's own, below one of its user's own. It is locked while the worker lives, by which others know."""
+def user_folder() -> Path:
+    """The folder of this user's workers on this machine, that nobody else can read."""
     of_user = Path(tempfile.gettempdir()) / f"maestro-{os.getuid()}"
     of_user.mkdir(mode=0o700, exist_ok=True)
     of_user.chmod(0o700)  # refused where another user has made it
+    return of_user
+
+
+@contextmanager
+def scratch_folder(job: str, attempt: int, rank: int) -> Iterator[Path]:
+    """A new folder of this worker's own, below one of its user's own. It is locked while the worker lives, by which others know."""
+    of_user = user_folder()
     with _locked(of_user):  # nobody takes a new folder for a dead worker's before it is locked
         for left in of_user.glob(f"{job}-a*-rank*"):
             _delete_unless_locked(left)

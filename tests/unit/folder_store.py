@@ -7,7 +7,8 @@ from typing import Any
 
 from mae_core.errors import EncoderError
 from workers.contract import MANIFEST, FileEntry, TrainingStateManifest, training_state_prefix
-from workers.objects import file_entry, newest_first
+from workers.objects import file_entry
+from workers.state_names import newest_first
 
 
 class FolderStore:
@@ -16,10 +17,16 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def patient(self, seconds: float, **_: Any) -> "FolderStore":
+        return self
+
     def put_file(self, key: str, path: Path) -> FileEntry:
+        self.upload(key, path)
+        return file_entry(path)
+
+    def upload(self, key: str, path: Path) -> None:
         (self.folder / key).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, self.folder / key)
-        return file_entry(path)
 
     def commit(self, prefix: str, manifest: Any) -> bool:
         place = self.folder / prefix / MANIFEST

@@ -5,6 +5,7 @@ Taken up by another number of workers, or in another way spread over them: the s
 
 import hashlib
 import random
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,8 @@ from tests.unit.folder_store import FolderStore
 from tests.unit.forked import Forked
 from workers import train_loop
 from workers.contract import StorageRef, WorkOrder
-from workers.train_loop import Follower, Seat
+from workers.seat import Seat
+from workers.train_loop import Follower
 
 NUM_STEPS = 48  # 12 epochs of 4 steps: 48 images, 12 in each
 KILLS = 4  # of each of the 6 ways to train
@@ -76,6 +78,8 @@ class Watched(Follower):
 
 def train(world: World, tell: Tell, folder: Path, changes: Json, stop_after: int) -> None:
     train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
+    tempfile.tempdir = str(folder / "machines" / changes["name"])  # a machine of this run's own
+    Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
     order = WorkOrder(
         job="job1",
         attempt=1,
