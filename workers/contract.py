@@ -25,6 +25,7 @@ MAX_INTEGER = 2**63 - 1  # what a database column holds
 MAX_POINTS = 1000  # steps in one report
 KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
 MAX_EVENTS = 100  # events in one report
+STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
 
 class JobStatus(StrEnum):

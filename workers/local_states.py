@@ -6,10 +6,8 @@ Each worker writes a folder of its own: its file, then, when all have written th
 machine later reads them all. They outlive workers and attempts, and go with the job's end, or when nobody has touched them for a week.
 """
 
-import logging
 import os
 import shutil
-import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,10 +20,12 @@ from workers.objects import file_entry
 from workers.scratch import user_folder
 from workers.state_names import age, is_of_state, newest_first
 
-logger = logging.getLogger(__name__)
-
 _FREE_BYTES, _FREE_SHARE = 2**30, 0.05  # of the disk: with less left free, one state is kept and no second
-_FORGET_SECONDS = 7 * 24 * 3600.0  # a job whose states nobody has touched for so long was killed, or runs elsewhere
+
+
+def local_states_folder() -> Path:
+    """Where this machine has its training states, a folder for each job."""
+    return user_folder() / "states"
 
 
 class LocalStates:
@@ -33,7 +33,7 @@ class LocalStates:
 
     def __init__(self, job: str, rank: int, *, born: int) -> None:
         self._rank, self._born = rank, born
-        self._folder = user_folder() / "states" / job
+        self._folder = local_states_folder() / job
 
     def folder(self, name: str) -> Path:
         """Where this worker's file of a state lies."""
@@ -46,11 +46,14 @@ class LocalStates:
         unfinished.write_text(manifest.model_dump_json())
         unfinished.rename(place)
 
-    def keep(self, names: Collection[str]) -> None:
-        """Deletes the other states: this worker's part of them, and all that workers left which are gone."""
+    def delete(self, name: str) -> None:
+        """Deletes this worker's part of a state."""
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+
+    def delete_left(self, *, but: Collection[str]) -> None:
+        """Deletes what workers left that are gone, all of them but the states named."""
         for place in self._places():
-            is_mine = place == self.folder(place.stem) or age(place.name)[1] < self._born
-            if place.stem not in names and is_mine:
+            if age(place.name)[1] < self._born and place.stem not in but:
                 shutil.rmtree(place, ignore_errors=True)
 
     def has_room(self) -> bool:
@@ -97,13 +100,3 @@ class LocalStates:
 
     def _places_of(self, name: str) -> list[Path]:
         return sorted(self._folder.glob(f"{name}.*"))
-
-
-def forget_old_jobs(*, now: float | None = None) -> None:
-    """Deletes the states of jobs that nobody has touched for a week."""
-    oldest = (time.time() if now is None else now) - _FORGET_SECONDS
-    for folder in (user_folder() / "states").glob("*"):
-        with suppress(OSError):
-            if folder.stat().st_mtime < oldest:
-                logger.warning("nobody has touched the training states in %s for a week; they are deleted", folder)
-                shutil.rmtree(folder)

@@ -15,6 +15,7 @@ from mae_core.loop import Progress
 from mae_core.run import Run
 from mae_core.runs import open_run
 from workers.contract import (
+    STORAGE_PATIENCE_SECONDS,
     DesiredState,
     EventType,
     WorkOrder,
@@ -23,26 +24,25 @@ from workers.contract import (
 from workers.delays import Delays
 from workers.failures import StaleAttemptError, StorageError, WaitEndedError
 from workers.group import Post
-from workers.local_states import LocalStates, forget_old_jobs
+from workers.local_states import LocalStates, local_states_folder
 from workers.logs import configure_logging
 from workers.objects import ObjectStore
 from workers.pace import Pace
 from workers.parts import S3Parts
 from workers.process_group import join
 from workers.reconstructions import ReconstructionUploads
-from workers.reporter import Reporter
+from workers.reporter import Reporter, spools
 from workers.restoring import SHORT_PATIENCE_SECONDS, Restoring
 from workers.results import commit_result
 from workers.saver import Saver
-from workers.scratch import scratch_folder
+from workers.scratch import forget_untouched, scratch_folder
 from workers.seat import Seat
 from workers.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
 _FINAL_REPORT_SECONDS = 24 * 3600.0  # a finished run waits so long for a service that is away: it gives nobody its devices, either
-_STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage
-_LOOK_SECONDS = 2.0  # while they do, for whoever does not want them any more
+_LOOK_SECONDS = 2.0  # while storage is waited for, whether anybody still wants it
 _FINAL_SAVE_SECONDS = 60.0
 _SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs in a save: longer than an upload takes
 _MAX_SHOWN = 20  # images or steps in one event
@@ -70,11 +70,12 @@ class Follower:
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self._born = self.world.gather(time.time_ns() // 1_000_000)[0]
-        forget_old_jobs()
+        for kept in (local_states_folder(), spools()):
+            forget_untouched(kept)
         self.states = LocalStates(order.job, self.world.rank, born=self._born)
         group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self.state_uploads = Uploads(order, self.store, self.world, group, self.states, delays=delays, reporter=self.reporter)
-        stack.callback(self.state_uploads.close, _FINAL_SAVE_SECONDS)
+        stack.callback(self.state_uploads.close, 0.0)  # after a failure: what is on disk will be uploaded by the next start
         self._restoring = Restoring(order, self.store, self.states, seat, self._group, self.scratch)
         self._stack = stack
         self._saved_step: int | None = None  # of the newest save; the same on all workers
@@ -156,7 +157,7 @@ class Follower:
 
     def _await_uploads(self) -> None:
         """Waits until storage has all states, for a day, or until nobody wants them any more."""
-        give_up_at = time.monotonic() + _STORAGE_PATIENCE_SECONDS
+        give_up_at = time.monotonic() + STORAGE_PATIENCE_SECONDS
         while True:
             is_done = self.state_uploads.wait(_LOOK_SECONDS)
             self.saver.check()
@@ -284,7 +285,7 @@ class Leader(Follower):
         """
         self.reporter.event(EventType.TRAINING_ENDED, step=self.last.step if self.last is not None else 0)
         self._uploads.close(_FINAL_SAVE_SECONDS)
-        store = self.store.patient(_STORAGE_PATIENCE_SECONDS, gives_up=self.gives_up)
+        store = self.store.patient(STORAGE_PATIENCE_SECONDS, gives_up=self.gives_up)
         folder = self.scratch / "result"
         folder.mkdir()
         exports = commit_result(run, self.order, store, folder)

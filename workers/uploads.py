@@ -128,7 +128,7 @@ class Uploads:
             self._uploading = None
             if fault is None:
                 self._num_done = num_added
-                self._held = self._held[self._held.index(kept) + 1 :] if kept in self._held else self._held
+                self._hold(self._held[self._held.index(kept) + 1 :] if kept in self._held else self._held)
             self._drop()
             self._changed.notify_all()
             if fault is not None:
@@ -152,8 +152,15 @@ class Uploads:
         spare = [kept for kept in others if kept.name == self._uploading] or others[-1:]
         if spare and self._uploading is None and not self.states.has_room():
             spare = []
-        self._held = spare + self._held[-1:]
-        self.states.keep([kept.name for kept in self._held])
+        self._hold(spare + self._held[-1:])
+
+    def _hold(self, held: list[Kept]) -> None:
+        """Deletes what is not held any more. Not whatever else lies there: the next state is being written."""
+        for kept in self._held:
+            if kept not in held:
+                self.states.delete(kept.name)
+        self._held = held
+        self.states.delete_left(but=[kept.name for kept in held])
 
     def _upload(self, kept: Kept) -> str | None:
         """Why it could not be brought there, on all workers alike; None where it was."""
