@@ -47,5 +47,6 @@ def of_ray(error: RayError, rank: int) -> RunFailedError:
 
 
 def may_restart(failure: RunFailedError) -> bool:
-    """Whether another start of the workers inside the same attempt can help."""
-    return REASON_RULES[failure.reason].retry is Retry.INFRASTRUCTURE and failure.reason is not Reason.STALE_ATTEMPT
+    """Whether another start of the workers inside the same attempt can help. For storage the service waits, and holds no device."""
+    elsewhere = (Reason.STALE_ATTEMPT, Reason.STORAGE_UNREACHABLE)
+    return REASON_RULES[failure.reason].retry is Retry.INFRASTRUCTURE and failure.reason not in elsewhere

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
 from torch import Tensor
 
 from mae_core.config import RUN_SPEC
@@ -193,6 +193,24 @@ def test_of_many_who_commit_one_wins(store: ObjectStore, seaweedfs: Seaweedfs, b
     assert sorted(won) == [False, False, False, True]
     assert store.is_committed("jobs/job1/x/")
     assert not store.is_committed("jobs/job1/y/")
+
+
+def test_a_commit_whose_answer_was_lost_is_ones_own(store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = TrainingStateManifest(job="job1", attempt=1, incarnation=1, step=1, files={}, created_at=datetime.now(UTC))
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", (0,))
+    put, lost = store._client.put_object, [True, False]
+
+    def put_and_lose(**given: Any) -> Any:
+        answer = put(**given)
+        if lost.pop(0):
+            raise ConnectionClosedError(endpoint_url="http://s3")
+        return answer
+
+    monkeypatch.setattr(store._client, "put_object", put_and_lose)
+    assert store.commit("jobs/job1/x/", manifest)
+    assert lost == [False], "the repeat was refused, and known"
+    monkeypatch.undo()
+    assert not store.commit("jobs/job1/x/", manifest.model_copy(update={"incarnation": 2}))
 
 
 def test_damaged_encoder_is_refused(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
