@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mae_core.checkpoint import saving_group
 from mae_core.world import World
 from tests.unit.core_fixtures import pretrain_spec
+from tests.unit.folder_store import FolderStore
 from workers.contract import EventType, StorageRef, WorkOrder
 from workers.delays import Delays
 from workers.local_states import LocalStates
@@ -68,3 +69,8 @@ def saving(world: World, folder: Path, store: Any, *, incarnation: int = 5, time
     states = LocalStates(job.job, world.rank, born=incarnation)
     uploads = Uploads(job, store, world, rounds, states, delays=Delays(reporter), reporter=reporter)
     return Saving(Saver(job, world, saves, uploads, incarnation=incarnation, reporter=reporter), uploads, told)
+
+
+def stored_steps(folder: Path, prefix: str) -> list[int]:
+    """0, and the steps of the states that the storage in `folder`/s3 has committed, the newest first."""
+    return [0, *(int(name.split("step=")[1].split("-")[0]) for name in FolderStore(folder / "s3").training_states(prefix))]

@@ -19,11 +19,10 @@ from mae_core.run import Run, TrainedRun
 from mae_core.world import World
 from tests.unit.core_fixtures import finetune_spec, image_folder, pretrain_spec
 from tests.unit.folder_store import FolderStore, away
-from tests.unit.forked import Forked, in_workers
-from tests.unit.saving import order, work_on
+from tests.unit.forked import Forked
+from tests.unit.saving import stored_steps, work_on
 from workers import train_loop
 from workers.contract import StorageRef, WorkOrder
-from workers.failures import StorageError
 from workers.seat import Seat
 from workers.train_loop import Follower
 
@@ -195,7 +194,7 @@ def test_killed_while_storage_is_away_it_goes_on_from_the_disk_bit_for_bit(folde
             killed.follow(workers, size, num_steps=MOST_STEPS)
             workers.kill(size - 1)
     away(folder / "s3").unlink()
-    assert max(saved_steps(folder, changes)) < killed.starts[-1]
+    assert max(stored_steps(folder, f"jobs/{changes['name']}/")) < killed.starts[-1]
     with Forked(train, size, folder, folder, changes, NUM_STEPS + 1) as workers:
         killed.follow(workers, size)
     print(f"{changes['name']}: taken up at steps {killed.starts}")
@@ -203,70 +202,7 @@ def test_killed_while_storage_is_away_it_goes_on_from_the_disk_bit_for_bit(folde
     assert len(killed.starts) == 4
     assert killed.losses == undisturbed.losses
     assert killed.digest == undisturbed.digest
-    assert max(saved_steps(folder, changes)) > killed.starts[-1], "storage has got states since"
-
-
-def saved_steps(folder: Path, changes: Json) -> list[int]:
-    """Of the states that storage has, and 0."""
-    names = FolderStore(folder / "s3").training_states(f"jobs/{changes['name']}/")
-    return [0, *(int(name.split("step=")[1].split("-")[0]) for name in names)]
-
-
-def take_up(world: World, folder: Path) -> tuple[str, str | None]:
-    """What a start of the workers makes of the states that there are."""
-    train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
-    work_on(folder / "machine")
-    with ExitStack() as stack:
-        try:
-            run, taken_up = Follower(order(folder / "images", num_workers=world.size), Seat(world, 0, world.rank), stack).open_run()
-        except StorageError as error:
-            return str(error), None
-        return str(int(run.training_state()["step"])), taken_up
-
-
-def save_one(world: World, folder: Path, step: int) -> None:
-    train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
-    work_on(folder / "machine")
-    with ExitStack() as stack:
-        follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, 0, world.rank), stack)
-        run, _ = follower.open_run()
-        follower.saver.save(step, run.training_state() | {"step": torch.tensor(step)})
-        follower.saver.wait()
-        if not away(folder / "s3").exists():
-            assert follower.state_uploads.wait(60)
-        world.gather(None)
-
-
-def test_a_run_never_starts_over_because_storage_is_away(tmp_path: Path) -> None:
-    """Storage may have a state, where those on disk are damaged."""
-    image_folder(tmp_path / "images")
-    in_workers(save_one, 2, tmp_path, tmp_path, 3)
-    assert [step for step, _ in in_workers(take_up, 2, tmp_path, tmp_path)] == ["3", "3"]
-    away(tmp_path / "s3").touch()
-    assert "it is away" in in_workers(take_up, 1, tmp_path, tmp_path)[0][0], "no state on disk"
-    away(tmp_path / "s3").unlink()
-    in_workers(hide, 2, tmp_path, tmp_path)
-    away(tmp_path / "s3").touch()
-    assert [step for step, _ in in_workers(take_up, 2, tmp_path, tmp_path)] == ["6", "6"]
-    for file in (tmp_path / "machine").rglob("state-00001.safetensors"):
-        file.write_bytes(b"damaged")
-    assert "it is away" in in_workers(take_up, 1, tmp_path, tmp_path)[0][0]
-    away(tmp_path / "s3").unlink()
-    assert [step for step, _ in in_workers(take_up, 2, tmp_path, tmp_path)] == ["3", "3"]
-
-
-def hide(world: World, folder: Path) -> None:
-    """Saves the state of step 6 while storage is away; it goes away only behind the look for older ones."""
-    open_run = Follower.open_run
-
-    def away_then(follower: Follower) -> Any:
-        opened = open_run(follower)
-        world.gather(None)
-        away(folder / "s3").touch()
-        return opened
-
-    Follower.open_run = away_then  # type: ignore[method-assign]
-    save_one(world, folder, 6)
+    assert max(stored_steps(folder, f"jobs/{changes['name']}/")) > killed.starts[-1], "storage has got states since"
 
 
 @pytest.mark.parametrize(
