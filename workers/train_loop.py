@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 _FINAL_REPORT_SECONDS = 24 * 3600.0  # a finished run waits so long for a service that is away: it gives nobody its devices, either
 _LOOK_SECONDS = 2.0  # while storage is waited for, whether anybody still wants it
 _FINAL_SAVE_SECONDS = 60.0
-_SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs in a save: longer than an upload takes
+_SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs while it writes to its disk
+_UPLOAD_TIMEOUT = timedelta(days=1)  # one may upload for long while the others have: who hangs or dies is known by the training
 _MAX_SHOWN = 20  # images or steps in one event
 
 
@@ -73,7 +74,7 @@ class Follower:
         for kept in (local_states_folder(), spools()):
             forget_untouched(kept)
         self.states = LocalStates(order.job, self.world.rank, born=self._born)
-        group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
+        group = saving_group(self.world, timeout=_UPLOAD_TIMEOUT)
         self.state_uploads = Uploads(order, self.store, self.world, group, self.states, delays=delays, reporter=self.reporter)
         stack.callback(self.state_uploads.close, 0.0)  # after a failure: what is on disk will be uploaded by the next start
         self._restoring = Restoring(order, self.store, self.states, seat, self._group, self.scratch)
