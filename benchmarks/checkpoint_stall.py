@@ -30,9 +30,12 @@ from mae_core.world import World
 from service.local import Seaweedfs
 from service.processes import sweep
 from workers.contract import EventType, StorageRef, WorkOrder
+from workers.delays import Delays
+from workers.local_states import LocalStates
 from workers.objects import ObjectStore
 from workers.reporter import Reporter
 from workers.saver import Saver
+from workers.uploads import Uploads
 
 _KINDS = ("plain", "beside", "blocking")
 _WARM_UP_STEPS = 2
@@ -56,8 +59,9 @@ class Listener:
 class Measurement:
     """Blocks of steps of one run, each timed from its save to the end of its last step."""
 
-    def __init__(self, run: Run, saver: Saver, heard: Listener, *, steps_per_save: int) -> None:
-        self._run, self._saver, self._heard, self._steps_per_save = run, saver, heard, steps_per_save
+    def __init__(self, run: Run, saver: Saver, uploads: Uploads, heard: Listener, *, steps_per_save: int) -> None:
+        self._run, self._saver, self._uploads, self._heard = run, saver, uploads, heard
+        self._steps_per_save = steps_per_save
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._short = max(1, steps_per_save // 6)
         self.seconds: dict[str, list[float]] = {kind: [] for kind in _KINDS}
@@ -84,20 +88,25 @@ class Measurement:
         if kind != "plain":
             self._saver.save(len(self._heard.committed), self._run.training_state())
             if kind == "blocking":
-                self._saver.wait()
+                self._wait()
         waited = time.monotonic() - started
         for _ in range(num_steps):
             progress = next(steps)
         assert progress is not None
         assert progress.step < progress.num_steps
         self._finish_device()
-        self._saver.wait()  # a save longer than its block would disturb the next one; it counts as lost
+        self._wait()  # a save longer than its block would disturb the next one; it counts as lost
         self.seconds[kind].append(time.monotonic() - started)
         self.waited[kind].append(waited if kind != "plain" else 0.0)
         if self._heard.failure is not None:
             raise SystemExit(f"a save failed: {self._heard.failure}")
         if kind != "plain":
             self.save_seconds[kind].append(self._heard.committed[-1][0] - started)
+
+    def _wait(self) -> None:
+        """Until disk and storage have the state."""
+        self._saver.wait()
+        self._uploads.wait()
 
     def _finish_device(self) -> None:
         if self._device.type == "cuda":
@@ -155,9 +164,12 @@ def measure(
     )
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     run, heard = open_run(spec, world=world, encoder_folder=None), Listener()
-    saver = Saver(order, ObjectStore(storage), world, None, incarnation=0, scratch=folder / "scratch", reporter=cast(Reporter, heard))
-    measurement = Measurement(run, saver, heard, steps_per_save=steps_per_save)
+    states, reporter = LocalStates(order.job, world.rank, born=0), cast(Reporter, heard)
+    uploads = Uploads(order, ObjectStore(storage), world, None, states, delays=Delays(reporter), reporter=reporter)
+    saver = Saver(order, world, None, uploads, incarnation=0, reporter=reporter)
+    measurement = Measurement(run, saver, uploads, heard, steps_per_save=steps_per_save)
     measurement.blocks(num_saves)
+    states.clear()
     return measurement.line()
 
 

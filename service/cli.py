@@ -146,6 +146,8 @@ def show(job: JobArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(view)
         return
+    for name, condition in view.pop("conditions").items():
+        typer.echo(f"{'condition':<15} {name} since {condition['since'][:19]}: {condition['message']} {condition['detail']}")
     for name, value in view.items():
         if value not in (None, {}, []):
             typer.echo(f"{name:<15} {json.dumps(value) if isinstance(value, dict | list) else value}")

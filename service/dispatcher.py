@@ -22,7 +22,7 @@ from service.reconciler import Reconciler
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.world import World
-from workers.contract import DesiredState, JobStatus, Reason
+from workers.contract import STORAGE_PATIENCE_SECONDS, Condition, DesiredState, JobStatus, Reason
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,8 @@ class Dispatcher:
             return policy.Wait(Reason.RAY_UNREACHABLE, error.detail, policy.UNREACHABLE_SECONDS)
         saves = job.desired_state != DesiredState.CANCEL
         grace_seconds = self._settings.pause_grace_seconds if saves else self._settings.stop_grace_seconds
+        if saves and Condition.UPLOAD_DELAYED in (job.conditions or {}):
+            grace_seconds += STORAGE_PATIENCE_SECONDS  # the workers wait for storage
         decision = policy.during(job, attempt, ray_job, now=self._clock(), grace_seconds=grace_seconds)
         if not isinstance(decision, policy.Inspect):
             return decision

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import artifacts, events, jobs, metrics
+from service import artifacts, conditions, events, jobs, metrics
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NotFound, StaleAttempt
 from service.jsonable import jsonable
@@ -45,10 +45,12 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
         _check(report)  # only now: an attempt that is over is to stop, whatever it says
         answer = ReportAnswer(desired_state=_wanted(job))
+        attempt.last_report_at = now = utc_now()
+        if report.points is None and not report.events and report.progress is None:
+            return answer  # it only says that the workers live
         key = {"attempt": attempt_number, "incarnation": report.incarnation, "sequence": report.sequence}
         if not metrics.append(session, job_id, points=report.points, **key):
             return answer
-        now = utc_now()
         is_newest = attempt.incarnation is None or report.incarnation >= attempt.incarnation
         if is_newest:
             attempt.incarnation = report.incarnation
@@ -79,6 +81,7 @@ def _check(report: Report) -> None:
 def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *, bucket: str, now: datetime) -> None:
     """What follows from one event."""
     job_id = job.id
+    conditions.follow(job, event)
     if event.type is EventType.WORKERS_STARTED:
         attempt.started_at = attempt.started_at or now
         _advance(session, job_id, JobStatus.RUNNING, expected={JobStatus.STARTING}, now=now)

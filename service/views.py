@@ -5,9 +5,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from service import conditions
+from service.db import utc_now
 from service.models import ArtifactRow, EventRow, JobRow, TokenRow
 from service.tokens import Role, prefix_of
-from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason, RunProgress
+from workers.contract import REASON_RULES, Condition, DesiredState, JobStatus, Reason, RunProgress
 
 
 class View(BaseModel):
@@ -34,9 +36,18 @@ class JobSummary(View):
     finished_at: datetime | None
 
 
+class ConditionView(View):
+    """Something amiss with a job that goes on all the same."""
+
+    since: datetime
+    detail: str | None
+    message: str
+
+
 class JobView(JobSummary):
     spec: dict[str, Any]
     reason_message: str | None
+    conditions: dict[Condition, ConditionView]
     metrics: dict[str, Any] | None
     result_uri: str | None
     version: int
@@ -44,7 +55,8 @@ class JobView(JobSummary):
     @classmethod
     def of(cls, row: JobRow) -> Self:
         message = REASON_RULES[Reason(row.reason)].message if row.reason else None
-        return cls(**{name: getattr(row, name) for name in cls.model_fields if name != "reason_message"}, reason_message=message)
+        made_here = {"reason_message": message, "conditions": conditions.read(row, now=utc_now())}
+        return cls(**{name: getattr(row, name) for name in cls.model_fields if name not in made_here}, **made_here)
 
 
 class JobPage(View):

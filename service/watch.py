@@ -18,6 +18,7 @@ PLAIN_PAUSE_SECONDS = 5.0  # between two lines of progress where there is no ter
 _TOLD = {
     EventType.IMAGES_SKIPPED,
     EventType.UPLOAD_DELAYED,
+    EventType.UPLOAD_RECOVERED,
     EventType.SAVE_FAILED,
     EventType.STEPS_DROPPED,
     EventType.WENT_BACK,

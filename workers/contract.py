@@ -25,6 +25,7 @@ MAX_INTEGER = 2**63 - 1  # what a database column holds
 MAX_POINTS = 1000  # steps in one report
 KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
 MAX_EVENTS = 100  # events in one report
+STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
 
 class JobStatus(StrEnum):
@@ -94,6 +95,19 @@ class Retry(StrEnum):
     NEVER = "never"  # it would fail in the same way
 
 
+class Condition(StrEnum):
+    """What is amiss with a job that goes on all the same."""
+
+    UPLOAD_DELAYED = "upload_delayed"
+    REPORTS_DELAYED = "reports_delayed"
+
+
+CONDITION_MESSAGES: dict[Condition, str] = {
+    Condition.UPLOAD_DELAYED: "Object storage does not take the run's files; training goes on, its states stay on the workers' disks.",
+    Condition.REPORTS_DELAYED: "Nothing is heard of the workers; training may go on, they keep what they tell and send it later.",
+}
+
+
 class ReasonRule(NamedTuple):
     """What follows from a reason: where it leads in the end (None: the job goes on), whether a new attempt may help, what to tell."""
 
@@ -160,6 +174,7 @@ class EventType(StrEnum):
     TRAINING_STATE_COMMITTED = "training_state_committed"
     SAVE_FAILED = "save_failed"
     UPLOAD_DELAYED = "upload_delayed"
+    UPLOAD_RECOVERED = "upload_recovered"
     STEPS_DROPPED = "steps_dropped"
     WENT_BACK = "went_back"
     EVALUATED = "evaluated"
@@ -178,6 +193,7 @@ WORKER_EVENTS = frozenset(
         EventType.TRAINING_STATE_COMMITTED,
         EventType.SAVE_FAILED,
         EventType.UPLOAD_DELAYED,
+        EventType.UPLOAD_RECOVERED,
         EventType.STEPS_DROPPED,
         EventType.WENT_BACK,
         EventType.EVALUATED,

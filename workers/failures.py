@@ -14,7 +14,11 @@ class StaleAttemptError(Exception):
 
 
 class StorageError(Exception):
-    """Object storage did not answer for minutes."""
+    """Object storage did not answer for as long as was to be waited."""
+
+
+class WaitEndedError(StorageError):
+    """Nobody wants what was waited for any more: the job is cancelled, or another attempt has taken it over."""
 
 
 class RunFailedError(Exception):
@@ -43,5 +47,6 @@ def of_ray(error: RayError, rank: int) -> RunFailedError:
 
 
 def may_restart(failure: RunFailedError) -> bool:
-    """Whether another start of the workers inside the same attempt can help."""
-    return REASON_RULES[failure.reason].retry is Retry.INFRASTRUCTURE and failure.reason is not Reason.STALE_ATTEMPT
+    """Whether another start of the workers inside the same attempt can help. For storage the service waits, and holds no device."""
+    elsewhere = (Reason.STALE_ATTEMPT, Reason.STORAGE_UNREACHABLE)
+    return REASON_RULES[failure.reason].retry is Retry.INFRASTRUCTURE and failure.reason not in elsewhere

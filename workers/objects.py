@@ -3,12 +3,12 @@
 Credentials are the host's own (environment or role). Everything is checked by SHA-256 on the way back.
 """
 
+import copy
 import hashlib
-import logging
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,26 +29,29 @@ from workers.contract import (
     TrainingStateManifest,
     training_state_prefix,
 )
-from workers.failures import StorageError
+from workers.delays import Delays
+from workers.failures import StorageError, WaitEndedError
+from workers.state_names import age, is_of_state, newest_first
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2**20
 _MAX_DELETES = 1000  # S3 takes no more in one call
-_RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
-_GIVE_UP_SECONDS = 300.0  # after the first failure of a call; without it, what each try waits itself would make it forty minutes
-_STATE_FOLDER = re.compile(r".*/step=(?P<step>\d+)-a(?P<attempt>\d+)-(?P<incarnation>\d+)/")
+_RETRY_SECONDS = (1, 2, 4, 8, 15, 30)  # and so on
+_PATIENCE_SECONDS = 300.0  # after the first failure of a call
+_LOOK_SECONDS = 0.5
 _MISSING_CODES = ("NoSuchKey", "404")
 _PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", *_MISSING_CODES)
 
 
 class ObjectStore:
-    """One job's objects. `on_delay(message)` is told when storage does not answer and a call is repeated."""
+    """One job's objects. A call is repeated for five minutes while storage does not answer, and `delays` told of it."""
 
-    def __init__(self, storage: StorageRef, on_delay: Callable[[str], None] = logger.warning) -> None:
+    def __init__(self, storage: StorageRef, delays: Delays | None = None) -> None:
         self._bucket = storage.bucket
-        self._on_delay = on_delay
+        self._delays = delays or Delays()
+        self._patience_seconds = _PATIENCE_SECONDS
+        self._gives_up: Callable[[], bool] = lambda: False
         self._client = boto3.client(
             "s3",
             endpoint_url=storage.endpoint,
@@ -61,18 +64,30 @@ class ObjectStore:
             ),
         )
 
+    def patient(self, seconds: float, *, gives_up: Callable[[], bool] | None = None, delays: Delays | None = None) -> "ObjectStore":
+        """The same, but its calls are repeated for `seconds`; they raise WaitEndedError once `gives_up`, which is asked all the while."""
+        other = copy.copy(self)
+        other._patience_seconds = seconds
+        other._gives_up = gives_up or self._gives_up
+        other._delays = delays or self._delays
+        return other
+
     def put_file(self, key: str, path: Path) -> FileEntry:
+        """Uploads one file; what it is."""
+        self.upload(key, path)
+        return file_entry(path)
+
+    def upload(self, key: str, path: Path) -> None:
         """Uploads one file, in parts where it is large."""
 
-        def upload() -> None:
+        def send() -> None:
             with path.open("rb") as file:  # upload_file would hide the error's code
                 self._client.upload_fileobj(file, self._bucket, key)
 
-        self._persist(f"upload {key}", upload)
-        return file_entry(path)
+        self._persist(f"upload {key}", send)
 
     def commit(self, prefix: str, manifest: EncoderManifest | TrainingStateManifest) -> bool:
-        """Writes the manifest of `prefix`. False where one is there already: somebody committed first, and that one counts."""
+        """Writes the manifest of `prefix`. False where another one is there already: somebody committed first, and that one counts."""
         body = manifest.model_dump_json(indent=2).encode()
 
         def put() -> bool:
@@ -82,7 +97,8 @@ class ObjectStore:
                 )
             except ClientError as error:
                 if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
-                    return False
+                    # It may be our own: storage had committed, but its answer was lost, and the call was repeated.
+                    return bool(self._client.get_object(Bucket=self._bucket, Key=prefix + MANIFEST)["Body"].read() == body)
                 raise
             return True
 
@@ -115,7 +131,7 @@ class ObjectStore:
         """
         keys = self.keys(training_state_prefix(job_prefix))
         kept = _committed(keys)[:KEPT_TRAINING_STATES]
-        old = [key for key in keys if kept and (_STATE_FOLDER.match(key) and _age(key) < _age(kept[-1]))]
+        old = [key for key in keys if kept and (is_of_state(key) and age(key) < age(kept[-1]))]
         manifests = [key for key in old if key.endswith(f"/{MANIFEST}")]
         for chosen in (manifests, [key for key in old if key not in manifests]):
             for first in range(0, len(chosen), _MAX_DELETES):
@@ -215,42 +231,38 @@ class ObjectStore:
         return self._persist(f"read {key}", get)
 
     def _persist(self, what: str, call: Callable[[], T]) -> T:
-        """Repeats `call` while storage does not answer. Raises ClientError for what no repeat can mend, StorageError after minutes."""
+        """Repeats `call` while storage does not answer. Raises ClientError for what no repeat can mend, StorageError in the end."""
         give_up_at: float | None = None
-        for seconds in (*_RETRY_SECONDS, None):
+        for seconds in chain(_RETRY_SECONDS, repeat(_RETRY_SECONDS[-1])):
             try:
-                return call()
+                answer = call()
             except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
-                if isinstance(error, ClientError) and _code(error) in _PERMANENT_CODES:
-                    raise
                 now = time.monotonic()
-                give_up_at = now + _GIVE_UP_SECONDS if give_up_at is None else give_up_at
-                if seconds is None or now + seconds > give_up_at:
+                give_up_at = now + self._patience_seconds if give_up_at is None else give_up_at
+                is_permanent = isinstance(error, ClientError) and _code(error) in _PERMANENT_CODES
+                if is_permanent or now + seconds > give_up_at:
+                    self._delays.ended(what, works=False)
+                    if is_permanent:
+                        raise
                     raise StorageError(f"{what}: {error}") from error
-                self._on_delay(f"{what}: {error}; again in {seconds} s")
-                time.sleep(seconds)
+                self._delays.began(what, f"{what}: {error}; trying again")
+                self._sleep(what, seconds)
+                continue
+            self._delays.ended(what)
+            return answer
         raise AssertionError("unreachable")
 
-
-def state_folder(job_prefix: str, *, step: int, attempt: int, incarnation: int) -> str:
-    """The prefix of one training state."""
-    return f"{training_state_prefix(job_prefix)}step={step:010d}-a{attempt}-{incarnation}/"
-
-
-def newest_first(prefixes: Iterable[str]) -> list[str]:
-    """Prefixes of training states, the newest start of the run first: where it went back behind a damaged state, its steps are lower."""
-    return sorted(prefixes, key=_age, reverse=True)
+    def _sleep(self, what: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._gives_up():
+                self._delays.ended(what, works=False)
+                raise WaitEndedError(f"{what}: nobody waits for it any more")
+            time.sleep(min(left, _LOOK_SECONDS))
 
 
 def _committed(keys: list[str]) -> list[str]:
-    return newest_first(key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}") and _STATE_FOLDER.match(key))
-
-
-def _age(key: str) -> tuple[int, int, int]:
-    """Attempt, incarnation and step of what lies in a training state's folder."""
-    found = _STATE_FOLDER.match(key)
-    assert found is not None, key
-    return int(found["attempt"]), int(found["incarnation"]), int(found["step"])
+    return newest_first(key.removesuffix(MANIFEST) for key in keys if key.endswith(f"/{MANIFEST}") and is_of_state(key))
 
 
 def file_entry(path: Path) -> FileEntry:

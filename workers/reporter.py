@@ -1,6 +1,7 @@
 """Metrics and events → the service: collected in memory, written to a spool folder, sent in order, never raising into the training.
 
-While the service is away, reports wait in the spool; the next incarnation of the same attempt on this machine sends what is left.
+While the service is away, reports wait in the spool; the next incarnation of the same attempt on this machine sends what is left. A spool
+that has grown too large loses the oldest points, and no event. Who has nothing to tell says so now and then: the answer may be a cancel.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
 from workers.contract import (
     MAX_EVENTS,
@@ -35,7 +37,9 @@ logger = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 5.0
 _MAX_WAITING_POINTS = 1_000_000  # steps kept in memory while the service is away; the oldest go first
-_MAX_SPOOLED_REPORTS = 10_000
+_MAX_SPOOLED_BYTES = 512 * 2**20  # an hour of a step each millisecond are 360 MB
+_CHECK_EVERY = 100  # reports, for the spool's size
+_SILENCE_SECONDS = 10.0  # after which an empty report says that this process lives
 
 
 class Reporter:
@@ -51,7 +55,8 @@ class Reporter:
         self._events: list[Event] = []
         self._progress: RunProgress | None = None
         self._closing = threading.Event()
-        self._spool = Path(tempfile.gettempdir()) / f"maestro-spool-{os.getuid()}" / submission_id(order.job, order.attempt)
+        self._heard_at = time.monotonic()
+        self._spool = spools() / submission_id(order.job, order.attempt)
         self._client = httpx.Client(
             base_url=order.service_url, headers={"Authorization": f"Bearer {order.token}"}, timeout=httpx.Timeout(10, connect=5)
         )
@@ -93,10 +98,12 @@ class Reporter:
             closing = self._closing.wait(pause)
             try:
                 sent = self._send_spooled()
-                while sent and self._spool_next(everything=True):
+                while sent and self._spool_next():
                     sent = self._send_spooled()
-                if not sent:
-                    self._spool_next(everything=closing)
+                if sent and time.monotonic() - self._heard_at > _SILENCE_SECONDS:
+                    sent = self._post(Report(incarnation=self._incarnation, sequence=self._sequence).model_dump_json().encode())
+                while not sent and self._spool_next():  # a kill then loses what came in the last pause, and no more
+                    pass
             except Exception:  # a full disk, say: monitoring must not end training
                 logger.exception("reports could not be written or sent; trying again")
                 sent = False
@@ -109,11 +116,10 @@ class Reporter:
             if closing:
                 time.sleep(pause)
 
-    def _spool_next(self, *, everything: bool) -> bool:
-        """Writes the next report, where there is enough to say; while the service is away only full ones are worth a file."""
+    def _spool_next(self) -> bool:
+        """Writes the next report to the spool; False where there is nothing to say."""
         with self._lock:
-            full = len(self._steps) >= MAX_POINTS or len(self._events) >= MAX_EVENTS
-            if not full and not (everything and (self._steps or self._events or self._progress)):
+            if not (self._steps or self._events or self._progress):
                 return False
             steps, events, progress = self._steps[:MAX_POINTS], self._events[:MAX_EVENTS], self._progress
         if (content := self._report(steps, events, progress)) is not None:
@@ -125,6 +131,8 @@ class Reporter:
         with self._lock:  # only what is written, or never can be, is forgotten
             del self._steps[: len(steps)], self._events[: len(events)]
             self._progress = None if self._progress is progress else self._progress
+        if self._sequence % _CHECK_EVERY == 0:
+            shorten(self._spool, max_bytes=_MAX_SPOOLED_BYTES)
         return True
 
     def _report(self, steps: list[tuple[int, dict[str, float]]], events: list[Event], progress: RunProgress | None) -> bytes | None:
@@ -139,18 +147,16 @@ class Reporter:
 
     def _send_spooled(self) -> bool:
         """Sends the spool, oldest first. False where the service is away."""
-        spooled = sorted(self._spool.glob("*.json"))
-        for path in spooled[:-_MAX_SPOOLED_REPORTS]:
-            path.unlink(missing_ok=True)
-        for path in spooled[-_MAX_SPOOLED_REPORTS:]:
-            if not self.is_stale and not self._send(path):
+        for path in sorted(self._spool.glob("*.json")):
+            if not self.is_stale and not self._post(path.read_bytes()):
                 return False
             path.unlink(missing_ok=True)
         return True
 
-    def _send(self, path: Path) -> bool:
+    def _post(self, report: bytes) -> bool:
+        """Sends one report. False where the service is away: whether it has taken it is not known, and it is sent again."""
         try:
-            answer = self._client.post(self._path, content=path.read_bytes(), headers={"Content-Type": "application/json"})
+            answer = self._client.post(self._path, content=report, headers={"Content-Type": "application/json"})
         except httpx.HTTPError as error:
             logger.warning("the service does not answer (%s); reports wait in %s", error, self._spool)
             return False
@@ -163,7 +169,35 @@ class Reporter:
         else:
             logger.warning("the service answered %s; reports wait in %s", answer.status_code, self._spool)
             return False
+        self._heard_at = time.monotonic()
         return True
+
+
+def spools() -> Path:
+    """Where this user's attempts have their spools on this machine."""
+    return Path(tempfile.gettempdir()) / f"maestro-spool-{os.getuid()}"
+
+
+def shorten(spool: Path, *, max_bytes: int) -> None:
+    """Takes the points out of the oldest reports of a spool that has grown too large; what has events keeps them."""
+    sizes = {path: path.stat().st_size for path in sorted(spool.glob("*.json"))}
+    too_much = sum(sizes.values()) - max_bytes
+    for path, num_bytes in sizes.items():
+        if too_much <= 0:
+            return
+        try:
+            report = Report.model_validate_json(path.read_bytes())
+        except ValidationError:  # torn by a crash of the machine
+            path.unlink()
+            continue
+        if report.points is None:
+            continue
+        if report.events:
+            path.with_suffix(".new").write_bytes(report.model_copy(update={"points": None}).model_dump_json().encode())
+            path.with_suffix(".new").rename(path)
+        else:
+            path.unlink()
+        too_much -= num_bytes
 
 
 def _columns(steps: list[tuple[int, dict[str, float]]]) -> Points:

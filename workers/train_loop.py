@@ -3,46 +3,49 @@
 import dataclasses
 import logging
 import platform
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 from mae_core.checkpoint import saving_group
-from mae_core.errors import DivergedError, EncoderError
+from mae_core.errors import DivergedError
 from mae_core.loop import Progress
-from mae_core.provenance import provenance
 from mae_core.run import Run
 from mae_core.runs import open_run
-from mae_core.world import World
 from workers.contract import (
+    STORAGE_PATIENCE_SECONDS,
     DesiredState,
-    EncoderManifest,
     EventType,
-    FileEntry,
     WorkOrder,
     result_prefix,
 )
-from workers.failures import StaleAttemptError
+from workers.delays import Delays
+from workers.failures import StaleAttemptError, StorageError, WaitEndedError
 from workers.group import Post
+from workers.local_states import LocalStates, local_states_folder
 from workers.logs import configure_logging
 from workers.objects import ObjectStore
 from workers.pace import Pace
 from workers.parts import S3Parts
 from workers.process_group import join
 from workers.reconstructions import ReconstructionUploads
-from workers.reporter import Reporter
+from workers.reporter import Reporter, spools
+from workers.restoring import SHORT_PATIENCE_SECONDS, Restoring
+from workers.results import commit_result
 from workers.saver import Saver
-from workers.scratch import scratch_folder
+from workers.scratch import forget_untouched, scratch_folder
+from workers.seat import Seat
+from workers.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
-_FINAL_REPORT_SECONDS = 600.0  # a finished run waits so long for a service that is away
+_FINAL_REPORT_SECONDS = 24 * 3600.0  # a finished run waits so long for a service that is away: it gives nobody its devices, either
+_LOOK_SECONDS = 2.0  # while storage is waited for, whether anybody still wants it
 _FINAL_SAVE_SECONDS = 60.0
-_SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs in a save: longer than one waits for storage while another has uploaded
+_SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs while it writes to its disk
+_UPLOAD_TIMEOUT = timedelta(days=1)  # one may upload for long while the others have: who hangs or dies is known by the training
 _MAX_SHOWN = 20  # images or steps in one event
 
 
@@ -55,14 +58,6 @@ def train_worker(post: Post, order: WorkOrder, times: Mapping[str, str]) -> None
         worker.train()
 
 
-class Seat(NamedTuple):
-    """Where a worker sits: among all, on which machine, and among those of its machine."""
-
-    world: World
-    machine: int
-    local_rank: int
-
-
 class Follower:
     """A worker that trains along. It says nothing: whatever it has to tell, rank 0 learns by the training's own exchange."""
 
@@ -71,9 +66,18 @@ class Follower:
 
     def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack) -> None:
         self.order, self.seat, self.world = order, seat, seat.world
-        self.store = ObjectStore(order.storage, self.storage_delayed)
+        delays = Delays(self.reporter)
+        self.store = ObjectStore(order.storage, delays)
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
+        self._born = self.world.gather(time.time_ns() // 1_000_000)[0]
+        for kept in (local_states_folder(), spools()):
+            forget_untouched(kept)
+        self.states = LocalStates(order.job, self.world.rank, born=self._born)
+        group = saving_group(self.world, timeout=_UPLOAD_TIMEOUT)
+        self.state_uploads = Uploads(order, self.store, self.world, group, self.states, delays=delays, reporter=self.reporter)
+        stack.callback(self.state_uploads.close, 0.0)  # after a failure: what is on disk will be uploaded by the next start
+        self._restoring = Restoring(order, self.store, self.states, seat, self._group, self.scratch)
         self._stack = stack
         self._saved_step: int | None = None  # of the newest save; the same on all workers
         self._encoder: Path | None = None  # where the one that the spec names was downloaded to
@@ -94,22 +98,30 @@ class Follower:
                 raise again
         if self.last is not None and self.last.stop_agreed and run.resumes and self.world.gather(self.pauses())[0]:
             self._save_last(self.last.step, run)
+        self.saver.wait(_FINAL_SAVE_SECONDS)
+        self.state_uploads.close(_FINAL_SAVE_SECONDS)
         self.ended(run)
 
     def committed_before(self) -> bool:
         """Whether the result is there already: an earlier start of the workers died between its commit and its end."""
-        found = self.world.rank == 0 and self.store.is_committed(result_prefix(self.order.prefix, self.order.spec.kind))
+        can_go_on = bool(self._restoring.local())
+        found = False
+        if self.world.rank == 0:
+            store = self.store.patient(SHORT_PATIENCE_SECONDS) if can_go_on else self.store
+            try:
+                found = store.is_committed(result_prefix(self.order.prefix, self.order.spec.kind))
+            except StorageError:
+                if not can_go_on:
+                    raise
         return self.world.gather(found)[0]
 
     def open_run(self) -> tuple[Run, str | None]:
         """The run, taken up from the newest training state, and that state's prefix: the same one on all workers."""
         parts = S3Parts(self.store, result_prefix(self.order.prefix, self.order.spec.kind), self.scratch)
         run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
-        taken_up = self._restore(run) if run.resumes else None
+        taken_up = self._restoring.take_up(run, self.state_uploads, born=self._born) if run.resumes else None
         incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]
-        self.saver = Saver(
-            *(self.order, self.store, self.world, self._group), incarnation=incarnation, scratch=self.scratch, reporter=self.reporter
-        )
+        self.saver = Saver(*(self.order, self.world, self._group, self.state_uploads), incarnation=incarnation, reporter=self.reporter)
         return run, taken_up
 
     def started(self, taken_up: str | None) -> None:
@@ -131,16 +143,28 @@ class Follower:
         """Asked of all workers when they have agreed to stop: whether they save the last step. Rank 0 knows."""
         return False
 
-    def storage_delayed(self, message: str) -> None:
-        logger.warning(message)
+    def gives_up(self) -> bool:
+        """Whether nobody wants what the run still waits for. Rank 0 knows."""
+        return False
 
     def _save_last(self, step: int, run: Run) -> None:
-        """Saves the state after the last step, and waits for it. A save that fails costs the steps since the one before."""
+        """Saves the state after the last step, and waits until storage has it. A save that fails costs the steps since the one before."""
         self.saver.wait()
         self.saver.check()
         if self._saved_step != step:  # else it was due at this step anyway: its folder is committed, or is to stay without a manifest
             self.saver.save(step, run.training_state())
             self.saver.wait()
+        self._await_uploads()
+
+    def _await_uploads(self) -> None:
+        """Waits until storage has all states, for a day, or until nobody wants them any more."""
+        give_up_at = time.monotonic() + STORAGE_PATIENCE_SECONDS
+        while True:
+            is_done = self.state_uploads.wait(_LOOK_SECONDS)
+            self.saver.check()
+            told = self.world.gather((is_done, self.gives_up() or time.monotonic() > give_up_at))
+            if all(is_done for is_done, _ in told) or told[0][1]:
+                return
 
     def _take_steps(self, run: Run) -> DivergedError | None:
         """All steps that are left; the error where the training diverged, without the frames that hold the run."""
@@ -159,40 +183,11 @@ class Follower:
     def _go_back(self, why: DivergedError) -> Run:
         logger.warning("%s; going back to the newest training state", why)
         self.saver.wait()
+        self.state_uploads.wait(_FINAL_SAVE_SECONDS)
         self.saver.check()
         run, taken_up = self.open_run()
         self.went_back(why, taken_up)
         return run
-
-    def _restore(self, run: Run) -> str | None:
-        """Takes up the newest training state that is whole; its prefix, None where there is none."""
-        known = self.store.training_states(self.order.prefix) if self.world.rank == 0 else []
-        return next((prefix for prefix in self.world.gather(known)[0] if self._take_up(run, prefix)), None)
-
-    def _take_up(self, run: Run, prefix: str) -> bool:
-        """Takes up one training state; False, on all workers, where it is damaged. One worker of each machine downloads it."""
-        from mae_core.state_files import read_state  # half a second
-
-        with tempfile.TemporaryDirectory(prefix="maestro-state-", dir=self.scratch) as folder:
-            fault = None
-            if self.seat.local_rank == 0:
-                try:
-                    self.store.fetch_training_state(prefix, Path(folder))
-                except EncoderError as error:
-                    fault = str(error)
-            told = self.world.gather((self.seat.machine, self.seat.local_rank, folder, fault))
-            if faults := [fault for *_, fault in told if fault]:
-                logger.warning("%s; going back to the one before", faults[0])
-                return False
-            [place] = [folder for machine, local_rank, folder, _ in told if (machine, local_rank) == (self.seat.machine, 0)]
-            state = run.training_state()
-            try:
-                read_state(state, Path(place), self._group)
-            except EncoderError as error:  # on all workers alike
-                logger.warning("%s; going back to the one before", error)
-                return False
-            run.load_training_state(state)
-            return True
 
     def _fetch_encoder(self) -> Path | None:
         spec = self.order.spec
@@ -244,9 +239,8 @@ class Leader(Follower):
     def pauses(self) -> bool:
         return not self.reporter.is_stale and self.reporter.desired_state is DesiredState.PAUSE
 
-    def storage_delayed(self, message: str) -> None:
-        super().storage_delayed(message)
-        self.reporter.event(EventType.UPLOAD_DELAYED, message=message[:500])
+    def gives_up(self) -> bool:
+        return self.reporter.is_stale or self.reporter.desired_state is DesiredState.CANCEL
 
     def tell(self, progress: Progress) -> None:
         self.reporter.points(progress.points)
@@ -271,45 +265,33 @@ class Leader(Follower):
     def ended(self, run: Run) -> None:
         if self.last is not None and self.last.stop_agreed:
             self._stopped(self.last.step)
-        else:
+            return
+        try:
             self._finish(run)
+        except WaitEndedError:
+            self._stopped(self.last.step if self.last is not None else 0)
 
     def _stopped(self, step: int) -> None:
         if self.reporter.is_stale:
             raise StaleAttemptError(f"attempt {self.order.attempt} of job {self.order.job} is not the current one")
+        if self.reporter.desired_state is DesiredState.CANCEL:
+            self.states.clear()
         self.reporter.event(EventType.RUN_STOPPED, step=step, desired_state=self.reporter.desired_state)
         self.reporter.close(_FINAL_REPORT_SECONDS)
 
     def _finish(self, run: Run) -> None:
-        """Uploads the result and commits it. From here on the attempt has succeeded, whatever becomes of this process."""
+        """Uploads the result and commits it. From then on the attempt has succeeded, whatever becomes of this process.
+
+        Raises WaitEndedError where storage is away and nobody wants it any more.
+        """
         self.reporter.event(EventType.TRAINING_ENDED, step=self.last.step if self.last is not None else 0)
         self._uploads.close(_FINAL_SAVE_SECONDS)
-        self.saver.wait(_FINAL_SAVE_SECONDS)
-        order, folder = self.order, self.scratch / "result"
+        store = self.store.patient(STORAGE_PATIENCE_SECONDS, gives_up=self.gives_up)
+        folder = self.scratch / "result"
         folder.mkdir()
-        run.write_result(folder)
-        made_by = provenance(order.job, libraries=("ray",))
-        exports = dict(run.write_exports(folder, made_by))
-        prefix = result_prefix(order.prefix, order.spec.kind)
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        files = {name: self.store.put_file(prefix + name, folder / name) for name in names}
-        files |= {name: FileEntry(bytes=stored.bytes, sha256=stored.sha256) for name, stored in run.stored.items()}
-        manifest = EncoderManifest(
-            job=order.job,
-            attempt=order.attempt,
-            kind=order.spec.kind,
-            created_at=datetime.now(UTC),
-            model=run.model,
-            normalize=run.normalize,
-            spec=order.spec,
-            metrics=run.metrics,
-            versions=made_by.versions,
-            git_revision=made_by.git_revision,
-            files=files,
-            exports=exports,
-        )
-        self.store.commit(prefix, manifest)
+        exports = commit_result(run, self.order, store, folder)
+        self.states.clear()
         left_out = {name: outcome.left_out for name, outcome in exports.items() if outcome.left_out is not None}
-        uri = f"s3://{order.storage.bucket}/{prefix}"
+        uri = f"s3://{self.order.storage.bucket}/{result_prefix(self.order.prefix, self.order.spec.kind)}"
         self.reporter.event(EventType.RESULT_COMMITTED, uri=uri, metrics=run.metrics, left_out=left_out)
         self.reporter.close(_FINAL_REPORT_SECONDS)

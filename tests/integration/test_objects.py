@@ -3,17 +3,16 @@
 import io
 import json
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
 from torch import Tensor
 
-from mae_core.checkpoint import saving_group
 from mae_core.config import RUN_SPEC
 from mae_core.errors import EncoderError
 from mae_core.options import ModelConfig, NormalizeConfig
@@ -23,16 +22,16 @@ from mae_core.world import World
 from service.local import Seaweedfs
 from tests.integration.runs import Json, pretrain_spec
 from tests.unit.forked import in_workers
+from tests.unit.saving import PREFIX, Told, saving, work_on
 from workers import objects
 from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder
-from workers.failures import StorageError
-from workers.objects import ObjectStore, state_folder
+from workers.delays import Delays
+from workers.failures import StorageError, WaitEndedError
+from workers.objects import ObjectStore
 from workers.parts import S3Parts
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
-from workers.saver import Saver
-
-PREFIX = "jobs/job1/"
+from workers.state_names import state_name, state_prefix
 
 
 @pytest.fixture
@@ -40,6 +39,13 @@ def store(seaweedfs: Seaweedfs, bucket: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
     return ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket=bucket))
+
+
+class Unwanted(Delays):
+    """Of storage that is not to be asked a second time."""
+
+    def began(self, what: str, message: str, **data: Any) -> None:
+        pytest.fail(f"repeated: {message}")
 
 
 def order(bucket: str) -> WorkOrder:
@@ -70,27 +76,20 @@ def encoder_manifest(**files: objects.FileEntry) -> EncoderManifest:
     )
 
 
-class Told:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[EventType, Json]] = []
-
-    def event(self, kind: EventType, **data: Any) -> None:
-        self.events.append((kind, data))
+def folder_of(step: int, incarnation: int = 5) -> str:
+    return state_prefix(PREFIX, state_name(step=step, attempt=1, incarnation=incarnation))
 
 
-def save_all(world: World, folder: Path, endpoint: str, bucket: str) -> tuple[list[tuple[EventType, Json]], list[str]]:
+def save_all(world: World, folder: Path, endpoint: str, bucket: str) -> tuple[list[tuple[str, Json]], list[str]]:
     """Saves three states of two workers into `bucket`; what was told, and the states that are left."""
-    store, told = ObjectStore(StorageRef(endpoint=endpoint, bucket=bucket)), Told()
-    group = saving_group(world, timeout=timedelta(seconds=60))
-    reporter = cast(Reporter, told) if world.rank == 0 else None
-    saver = Saver(order(bucket), store, world, group, incarnation=5, scratch=folder / str(world.rank), reporter=reporter)
+    work_on(folder / "machine")
+    store = ObjectStore(StorageRef(endpoint=endpoint, bucket=bucket))
+    parts = saving(world, folder, store)
     for step in (3, 10, 200):
-        saver.save(step, state_of(step))
-        saver.wait()
+        parts.saver.save(step, state_of(step))
+        parts.wait()
     world.gather(None)
-    return told.events, store.training_states(PREFIX)
+    return parts.told.events, store.training_states(PREFIX)
 
 
 def state_of(step: int) -> dict[str, Tensor]:
@@ -108,12 +107,12 @@ def read_back(store: ObjectStore, prefix: str, folder: Path) -> dict[str, Tensor
 
 
 def test_saved_states_come_back_bit_for_bit_and_old_ones_go(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
-    unfinished = state_folder(PREFIX, step=4, attempt=1, incarnation=5)
+    unfinished = folder_of(4)
     seaweedfs.client().put_object(Bucket=bucket, Key=f"{unfinished}state-00000.safetensors", Body=b"of a save that was killed")
     (events, left), (_, others) = in_workers(save_all, 2, tmp_path, tmp_path, seaweedfs.endpoint, bucket)
     assert [(str(kind), data["step"]) for kind, data in events] == [("training_state_committed", step) for step in (3, 10, 200)]
     newest, before = left
-    assert left == others == [state_folder(PREFIX, step=step, attempt=1, incarnation=5) for step in (200, 10)]
+    assert left == others == [folder_of(200), folder_of(10)]
     files = {"state-00000.safetensors", "state-00001.safetensors", MANIFEST}
     assert set(keys(seaweedfs, bucket)) == {prefix + name for prefix in left for name in files}
     found, expected = read_back(store, newest, tmp_path / "newest"), state_of(200)
@@ -136,7 +135,7 @@ def test_states_of_a_run_that_began_anew_outlive_those_of_higher_steps(
     store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path
 ) -> None:
     (tmp_path / "state").write_bytes(b"state")
-    prefixes = [state_folder(PREFIX, step=step, attempt=1, incarnation=start) for step, start in ((800, 1), (900, 1), (3, 2), (6, 2))]
+    prefixes = [folder_of(step, start) for step, start in ((800, 1), (900, 1), (3, 2), (6, 2))]
     for step, prefix in enumerate(prefixes):
         manifest = TrainingStateManifest(job="job1", attempt=1, incarnation=1, step=step, files={}, created_at=datetime.now(UTC))
         store.put_file(prefix + "state-00000.safetensors", tmp_path / "state")
@@ -148,22 +147,9 @@ def test_states_of_a_run_that_began_anew_outlive_those_of_higher_steps(
 
 def test_a_refused_upload_is_told_as_what_it_is(store: ObjectStore, seaweedfs: Seaweedfs, tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"state")
-    other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), lambda _: pytest.fail("repeated"))
+    other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), Unwanted())
     with pytest.raises(ClientError, match="NoSuchBucket"):
         other.put_file("jobs/job1/x", tmp_path / "state")
-
-
-def test_a_save_that_fails_is_told_and_not_heard_by_the_training(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(objects, "_RETRY_SECONDS", ())
-    told, away = Told(), ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket))
-    saver = Saver(order(bucket), away, World(), None, incarnation=5, scratch=tmp_path, reporter=cast(Reporter, told))
-    saver.save(1, {"step": torch.tensor(1)})
-    saver.wait(60)
-    [(kind, data)] = told.events
-    assert (kind, data["step"]) == (EventType.SAVE_FAILED, 1)
-    assert "StorageError: upload jobs/job1/training_state/step=0000000001" in data["message"]
 
 
 def test_reconstructions_are_uploaded_as_picture_and_as_arrays(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str) -> None:
@@ -188,14 +174,18 @@ def test_reconstructions_are_uploaded_as_picture_and_as_arrays(store: ObjectStor
 
 def test_a_state_without_manifest_does_not_exist(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"half")
-    store.put_file(state_folder(PREFIX, step=9, attempt=1, incarnation=1) + "state-00000.safetensors", tmp_path / "state")
+    store.put_file(folder_of(9) + "state-00000.safetensors", tmp_path / "state")
     assert store.training_states(PREFIX) == []
 
 
 def test_of_many_who_commit_one_wins(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str) -> None:
-    manifest = TrainingStateManifest(job="job1", attempt=1, incarnation=1, step=1, files={}, created_at=datetime.now(UTC))
     won: list[bool] = []
-    threads = [threading.Thread(target=lambda: won.append(store.commit("jobs/job1/x/", manifest))) for _ in range(4)]
+
+    def commit(incarnation: int) -> None:
+        manifest = TrainingStateManifest(job="job1", attempt=1, incarnation=incarnation, step=1, files={}, created_at=datetime.now(UTC))
+        won.append(store.commit("jobs/job1/x/", manifest))
+
+    threads = [threading.Thread(target=commit, args=(incarnation,)) for incarnation in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -203,6 +193,24 @@ def test_of_many_who_commit_one_wins(store: ObjectStore, seaweedfs: Seaweedfs, b
     assert sorted(won) == [False, False, False, True]
     assert store.is_committed("jobs/job1/x/")
     assert not store.is_committed("jobs/job1/y/")
+
+
+def test_a_commit_whose_answer_was_lost_is_ones_own(store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = TrainingStateManifest(job="job1", attempt=1, incarnation=1, step=1, files={}, created_at=datetime.now(UTC))
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", (0,))
+    put, lost = store._client.put_object, [True, False]
+
+    def put_and_lose(**given: Any) -> Any:
+        answer = put(**given)
+        if lost.pop(0):
+            raise ConnectionClosedError(endpoint_url="http://s3")
+        return answer
+
+    monkeypatch.setattr(store._client, "put_object", put_and_lose)
+    assert store.commit("jobs/job1/x/", manifest)
+    assert lost == [False], "the repeat was refused, and known"
+    monkeypatch.undo()
+    assert not store.commit("jobs/job1/x/", manifest.model_copy(update={"incarnation": 2}))
 
 
 def test_damaged_encoder_is_refused(store: ObjectStore, seaweedfs: Seaweedfs, bucket: str, tmp_path: Path) -> None:
@@ -249,16 +257,30 @@ def test_encoders_of_other_libraries(store: ObjectStore, seaweedfs: Seaweedfs, b
 def test_storage_that_does_not_answer_is_waited_for_then_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(objects, "_RETRY_SECONDS", (0, 0))
-    delays: list[str] = []
-    away = ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket), delays.append)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", (0.01,))
+    told = Told()
+    away = ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket), Delays(cast(Reporter, told)))
     with pytest.raises(StorageError, match=r"list jobs/job1/training_state/"):
+        away.patient(0.1).training_states(PREFIX)
+    assert told.kinds() == ["upload_delayed"]  # once, and it has not recovered
+
+
+def test_whoever_waits_for_storage_can_be_told_to_stop(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    asked: list[None] = []
+
+    def gives_up() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    away = ObjectStore(StorageRef(endpoint="http://127.0.0.1:9", bucket=bucket)).patient(24 * 3600, gives_up=gives_up)
+    with pytest.raises(WaitEndedError, match=r"list jobs/job1/training_state/: nobody waits for it any more"):
         away.training_states(PREFIX)
-    assert len(delays) == 2
 
 
 def test_a_refusal_is_not_repeated(store: ObjectStore, seaweedfs: Seaweedfs) -> None:
-    other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), lambda _: pytest.fail("repeated"))
+    other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), Unwanted())
     with pytest.raises(ClientError, match="NoSuchBucket"):
         other.training_states(PREFIX)
 

@@ -21,6 +21,7 @@ JOB: dict[str, Any] = {
     "created_at": "2026-01-01T00:00:00Z",
     "metrics": None,
     "result_uri": None,
+    "conditions": {},
 }
 TOKEN: dict[str, Any] = {
     "id": "abc",
@@ -122,6 +123,10 @@ def test_lists_and_shows(service: Service) -> None:
     code, out, _ = maestro("show", "j1")
     assert "status          running\n" in out
     assert "reason" not in out
+    assert "condition" not in out
+    amiss = {"since": "2026-01-01T00:00:05.5Z", "detail": "no answer", "message": "Storage is away."}
+    service.job = JOB | {"conditions": {"upload_delayed": amiss}}
+    assert maestro("show", "j1")[1].startswith("condition       upload_delayed since 2026-01-01T00:00:05: Storage is away. no answer\n")
 
 
 @pytest.mark.usefixtures("server")

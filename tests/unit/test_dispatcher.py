@@ -9,9 +9,12 @@ from mae_core.memory import KEEPS_MEMORY
 from service.db import utc_now
 from service.launches import deployment_of
 from service.models import AttemptRow, JobRow
+from service.policy import LOST_SILENCE
 from service.ray_jobs import ClusterResources, RayJob, RayStatus
 from tests.unit.service_fixtures import PROBE, Service
 from workers.contract import ORDER_VARIABLE, DesiredState, EventType, JobStatus, Reason, WorkOrder, attempt_token
+
+SILENCE_SECONDS = LOST_SILENCE.total_seconds() + 1  # of workers whose run Ray no longer knows
 
 
 def statuses(service: Service, job_id: str) -> list[str]:
@@ -85,7 +88,7 @@ def test_a_committed_result_is_a_success_however_the_run_ended(service: Service,
     job_id = service.start()
     service.commit_result(job_id)
     service.ray.forget() if end is None else service.ray.end(f"{job_id}-a1", end)
-    service.tick(2)
+    service.tick(2 if end is not None else SILENCE_SECONDS)
     assert service.job(job_id).status is JobStatus.SUCCEEDED
 
 
@@ -215,7 +218,7 @@ def test_a_run_that_died_is_tried_again_after_a_pause(
     if reported is not None:
         service.report(job_id, EventType.RUN_FAILED, sequence=1, reason=reported, message="rank 1 was killed")
     service.ray.forget() if end is None else service.ray.end(f"{job_id}-a1", end)
-    service.tick(2)
+    service.tick(2 if end is not None else SILENCE_SECONDS)
     assert (service.job(job_id).status, service.job(job_id).reason) == (JobStatus.RECOVERING, reason)
     first = service.attempt(job_id)
     assert (first.reason, first.ended_at is not None) == (reason, True)
@@ -474,6 +477,8 @@ def test_cancel_of_a_lost_ray_job(service: Service) -> None:
     service.ray.forget()
     service.tick()
     service.tick(1)
+    assert not cancelled(service, job_id), "its workers have just reported"
+    service.tick(SILENCE_SECONDS)
     assert cancelled(service, job_id)
 
 

@@ -18,11 +18,13 @@ from mae_core.loop import Progress
 from mae_core.run import Run, TrainedRun
 from mae_core.world import World
 from tests.unit.core_fixtures import finetune_spec, image_folder, pretrain_spec
-from tests.unit.folder_store import FolderStore
+from tests.unit.folder_store import FolderStore, away
 from tests.unit.forked import Forked
+from tests.unit.saving import stored_steps, work_on
 from workers import train_loop
 from workers.contract import StorageRef, WorkOrder
-from workers.train_loop import Follower, Seat
+from workers.seat import Seat
+from workers.train_loop import Follower
 
 NUM_STEPS = 48  # 12 epochs of 4 steps: 48 images, 12 in each
 KILLS = 4  # of each of the 6 ways to train
@@ -76,7 +78,8 @@ class Watched(Follower):
 
 def train(world: World, tell: Tell, folder: Path, changes: Json, stop_after: int) -> None:
     train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
-    order = WorkOrder(
+    work_on(folder / "machines" / changes["name"])
+    given = WorkOrder(
         job="job1",
         attempt=1,
         spec=spec_of_run(folder, world.size, **changes),
@@ -86,7 +89,7 @@ def train(world: World, tell: Tell, folder: Path, changes: Json, stop_after: int
         prefix=f"jobs/{changes['name']}/",
     )
     with ExitStack() as stack:
-        Watched(order, world, stack, tell, stop_after).train()
+        Watched(given, world, stack, tell, stop_after).train()
 
 
 def spec_of_run(
@@ -171,6 +174,35 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(folder: Path, size: int, ch
     assert killed.losses == undisturbed.losses
     assert killed.images == undisturbed.images
     assert killed.digest == undisturbed.digest
+
+
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        (1, {"name": "away-one"}),
+        (2, {"name": "away-two"}),
+        (2, {"name": "away-sharded", "parallel": {"strategy": "fsdp"}}),
+    ],
+)
+def test_killed_while_storage_is_away_it_goes_on_from_the_disk_bit_for_bit(folder: Path, size: int, changes: Json) -> None:
+    undisturbed = run_to_end(folder, size, changes)
+    killed, changes = Outcome(), changes | {"name": f"{changes['name']}-killed", "every_steps": 1}
+    for _ in range(3):
+        with Forked(train, size, folder, folder, changes, NUM_STEPS + 1) as workers:
+            killed.follow(workers, size, num_steps=2)
+            away(folder / "s3").touch()
+            killed.follow(workers, size, num_steps=MOST_STEPS)
+            workers.kill(size - 1)
+    away(folder / "s3").unlink()
+    assert max(stored_steps(folder, f"jobs/{changes['name']}/")) < killed.starts[-1]
+    with Forked(train, size, folder, folder, changes, NUM_STEPS + 1) as workers:
+        killed.follow(workers, size)
+    print(f"{changes['name']}: taken up at steps {killed.starts}")
+    assert killed.starts == sorted(set(killed.starts)), "each start goes on behind the one before"
+    assert len(killed.starts) == 4
+    assert killed.losses == undisturbed.losses
+    assert killed.digest == undisturbed.digest
+    assert max(stored_steps(folder, f"jobs/{changes['name']}/")) > killed.starts[-1], "storage has got states since"
 
 
 @pytest.mark.parametrize(

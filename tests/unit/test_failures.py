@@ -143,3 +143,4 @@ def test_every_reason_has_its_rule() -> None:
     assert set(REASON_RULES) == set(Reason)
     assert all(rule.message.endswith((".", "!")) for rule in REASON_RULES.values())
     assert not may_restart(RunFailedError(Reason.OUT_OF_MEMORY, "", 0))
+    assert not may_restart(RunFailedError(Reason.STORAGE_UNREACHABLE, "", 0)), "the service waits for it"

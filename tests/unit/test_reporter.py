@@ -12,10 +12,11 @@ import pytest
 
 from mae_core.reconstruct import Reconstructions
 from tests.unit.scripted_server import Answer, Request, scripted_server
+from workers import reporter as reporter_module
 from workers.contract import DesiredState, EventType, Report, ReportAnswer, RunProgress, StorageRef, WorkOrder
 from workers.objects import ObjectStore
 from workers.reconstructions import ReconstructionUploads
-from workers.reporter import Reporter
+from workers.reporter import Reporter, shorten
 
 SPEC = {
     "kind": "pretrain",
@@ -137,6 +138,77 @@ def test_a_refused_report_is_dropped_and_the_next_is_sent() -> None:
         reporter.points([(2, {"loss": 2.0})])
         assert reporter.close(10)
         assert [report.sequence for report in reports(server.requests)] == [0, 1]
+
+
+def test_a_kill_while_the_service_is_away_loses_nothing_that_was_told_before(spool: Path) -> None:
+    """All of it is on disk, however fast the steps come: full reports and the rest."""
+    with scripted_server(lambda _: Answer(status=503)) as server:
+        dying = Reporter(order(server.url), incarnation=1)
+        dying.points([(step, {"loss": 1.0}) for step in range(12_345)])
+        dying.event(EventType.FIRST_STEP_TAKEN, step=1)
+        wait_for(lambda: len(list(spool.glob("*.json"))) == 13)
+        assert dying._steps == []
+    with scripted_server(lambda _: answer()) as server:
+        assert Reporter(order(server.url), incarnation=2).close(10)
+        sent = reports(server.requests)
+    assert [step for report in sent if report.points for step in report.points.steps] == list(range(12_345))
+    assert [event.type for report in sent for event in report.events] == [EventType.FIRST_STEP_TAKEN]
+    dying._closing.set()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        Answer(status=0),
+        Answer(body=answer().body, cut_at=5),
+        Answer(status=503, body=b"{}", headers={"Retry-After": "5"}),
+        Answer(status=502, body=b"<html>"),
+        Answer(body=b"<html>a proxy's own page"),
+    ],
+    ids=["no answer", "cut in its middle", "503", "502", "not ours"],
+)
+def test_a_report_whose_answer_is_lost_is_sent_again_unchanged(lost: Answer) -> None:
+    """The service may have recorded it: by its number it knows the repeat."""
+    answers = iter([lost, lost])
+    with scripted_server(lambda _: next(answers, answer(DesiredState.CANCEL))) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.event(EventType.FIRST_STEP_TAKEN, step=1)
+        assert reporter.close(20)
+        first, second, third = [request.body for request in server.requests]
+    assert first == second == third
+    assert reporter.desired_state is DesiredState.CANCEL
+
+
+def test_who_has_nothing_to_tell_says_so_and_hears_of_a_cancel(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter_module, "_SILENCE_SECONDS", 0.0)
+    with scripted_server(lambda _: answer(DesiredState.CANCEL)) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        wait_for(lambda: reporter.desired_state is DesiredState.CANCEL)
+        monkeypatch.undo()
+        reporter.event(EventType.FIRST_STEP_TAKEN, step=1)
+        assert reporter.close(10)
+        empty, told = (reports(server.requests)[place] for place in (0, -1))
+    assert (empty.points, empty.events, empty.progress) == (None, [], None)
+    assert told.sequence == 0, "what says nothing counts for nothing"
+
+
+def test_a_spool_that_has_grown_too_large_loses_the_oldest_points_and_no_event(spool: Path) -> None:
+    with scripted_server(lambda _: Answer(status=503)) as server:
+        dying = Reporter(order(server.url), incarnation=1)
+        dying.event(EventType.FIRST_STEP_TAKEN, step=1)
+        dying.points([(step, {"loss": 1.0}) for step in range(10_000)])
+        wait_for(lambda: len(list(spool.glob("*.json"))) == 10)
+        dying._closing.set()
+    size = sum(path.stat().st_size for path in spool.glob("*.json"))
+    shorten(spool, max_bytes=size // 2)
+    assert sum(path.stat().st_size for path in spool.glob("*.json")) <= size // 2 + 1000
+    with scripted_server(lambda _: answer()) as server:
+        assert Reporter(order(server.url), incarnation=2).close(10)
+        sent = reports(server.requests)
+    assert [event.type for report in sent for event in report.events] == [EventType.FIRST_STEP_TAKEN]
+    steps = [step for report in sent if report.points for step in report.points.steps]
+    assert steps == list(range(10_000 - len(steps), 10_000))
+    assert 4_000 <= len(steps) <= 5_000
 
 
 def test_not_a_number_travels() -> None:

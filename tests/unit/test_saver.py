@@ -2,55 +2,39 @@
 
 import gc
 import json
+import tempfile
 import threading
 import weakref
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mae_core.checkpoint import SavesBeside, State, gather, saving_group
+from mae_core.checkpoint import SavesBeside, State, gather
 from mae_core.errors import DivergedError
 from mae_core.loop import Progress, Training
 from mae_core.run import Run
 from mae_core.state_files import read_state
 from mae_core.world import World
-from tests.unit.core_fixtures import image_folder, pretrain_spec
+from tests.unit.core_fixtures import image_folder
 from tests.unit.folder_store import FolderStore
 from tests.unit.forked import Forked, in_workers
-from workers import train_loop
+from tests.unit.saving import PREFIX, order, saving, work_on
+from workers import train_loop, uploads
 from workers.causes import explain
-from workers.contract import EventType, FileEntry, Reason, StorageRef, WorkOrder
-from workers.objects import file_entry, newest_first, state_folder
-from workers.saver import Saver, SavingGroupError
-from workers.train_loop import Follower, Seat
-
-PREFIX = "jobs/job1/"
-
-
-def order(images: Path, *, num_workers: int, **changes: Any) -> WorkOrder:
-    return WorkOrder(
-        job="job1",
-        attempt=1,
-        spec=pretrain_spec(images, resources={"num_workers": num_workers}, **changes),
-        token="t",
-        service_url="http://127.0.0.1:1",
-        storage=StorageRef(endpoint="http://127.0.0.1:1", bucket="none"),
-        prefix=PREFIX,
-    )
+from workers.contract import Reason, WorkOrder
+from workers.objects import file_entry
+from workers.saver import SavingGroupError
+from workers.seat import Seat
+from workers.state_names import newest_first, state_name, state_prefix
+from workers.train_loop import Follower
 
 
-class Told:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def event(self, kind: EventType, **data: Any) -> None:
-        self.events.append((str(kind), data))
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 class RefusingStore(FolderStore):
@@ -58,35 +42,34 @@ class RefusingStore(FolderStore):
 
     refuses = False
 
-    def put_file(self, key: str, path: Path) -> FileEntry:
+    def upload(self, key: str, path: Path) -> None:
         if self.refuses:
             self.refuses = False
             raise PermissionError("no entry")
-        return super().put_file(key, path)
+        super().upload(key, path)
 
 
 def save_twice(world: World, folder: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    store, told = RefusingStore(folder), Told()
+    uploads._PAUSE_SECONDS = 0.01
+    work_on(folder / "machine")
+    store = RefusingStore(folder)
     store.refuses = world.rank == 1
-    group = saving_group(world, timeout=timedelta(seconds=60))
-    scratch = folder / f"scratch-{world.rank}"
-    saver = Saver(
-        order(folder, num_workers=2), store, world, group, incarnation=5, scratch=scratch, reporter=told if world.rank == 0 else None
-    )  # type: ignore[arg-type]
+    parts = saving(world, folder, store)
     for step in (3, 6):
-        saver.save(step, {"module.weight": torch.full((4,), float(step)), "module.bias": torch.zeros(3), "step": torch.tensor(step)})
-        saver.wait()
+        parts.saver.save(step, {"module.weight": torch.full((4,), float(step)), "module.bias": torch.zeros(3), "step": torch.tensor(step)})
+        parts.wait()
         world.gather(None)
-    return told.events, store.training_states(PREFIX)
+    return parts.told.events, store.training_states(PREFIX)
 
 
-def test_where_one_worker_cannot_upload_none_commits_and_the_next_save_succeeds(tmp_path: Path) -> None:
+def test_where_one_worker_cannot_upload_none_commits_and_all_try_again(tmp_path: Path) -> None:
     (events, states), (_, others) = in_workers(save_twice, 2, tmp_path, tmp_path)
-    assert states == others == [f"{PREFIX}training_state/step=0000000006-a1-5/"]
-    (failed, failure), (committed, state) = events
-    assert (failed, failure["step"]) == ("save_failed", 3)
-    assert "worker 1: PermissionError: no entry" in failure["message"]
-    assert (committed, state["step"], state["key"]) == ("training_state_committed", 6, states[0])
+    assert states == others == [f"{PREFIX}training_state/step={step:010d}-a1-5/" for step in (6, 3)]
+    kinds = ["upload_delayed", "upload_recovered", "training_state_committed", "training_state_committed"]
+    assert sorted(kind for kind, _ in events) == sorted(kinds)
+    assert (events[0][0], events[0][1]["step"]) == ("upload_delayed", 3)
+    assert "worker 1: PermissionError: no entry" in events[0][1]["message"]
+    assert [(data["step"], data["key"]) for kind, data in events if kind == "training_state_committed"] == [(3, states[1]), (6, states[0])]
     into = {"module.weight": torch.zeros(4), "module.bias": torch.ones(3), "step": torch.tensor(0)}
     FolderStore(tmp_path).fetch_training_state(states[0], tmp_path)
     read_state(into, tmp_path, None)
@@ -94,9 +77,8 @@ def test_where_one_worker_cannot_upload_none_commits_and_the_next_save_succeeds(
 
 
 def save_where_one_hangs(world: World, tell: Any, folder: Path) -> None:
-    group = saving_group(world, timeout=timedelta(seconds=2))
-    scratch, told = folder / f"scratch-{world.rank}", Told()
-    saver = Saver(order(folder, num_workers=2), FolderStore(folder), world, group, incarnation=5, scratch=scratch, reporter=told)  # type: ignore[arg-type]
+    work_on(folder / "machine")
+    saver, _, told = saving(world, folder, FolderStore(folder), timeout_seconds=2)
     saver.check()
     if world.rank == 0:
         saver.save(1, {"step": torch.tensor(1)})
@@ -107,7 +89,7 @@ def save_where_one_hangs(world: World, tell: Any, folder: Path) -> None:
     except SavingGroupError as error:
         reason = explain(error, 0).reason
     total = world.sum(torch.ones(1)).item()  # the training's own group is whole
-    tell(([kind for kind, _ in told.events], reason, total))
+    tell((told.kinds(), reason, total))
 
 
 def test_a_worker_that_hangs_in_a_save_ends_this_start_of_the_workers(tmp_path: Path) -> None:
@@ -117,28 +99,27 @@ def test_a_worker_that_hangs_in_a_save_ends_this_start_of_the_workers(tmp_path: 
         assert workers.told(1) == ([], None, 2.0)
 
 
-def save_where_one_has_no_scratch(world: World, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+def save_where_one_has_no_place(world: World, folder: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     """A file is in the way of its first save's folder."""
-    told, scratch = Told(), folder / f"scratch-{world.rank}"
+    work_on(folder / f"machine-{world.rank}")
+    parts = saving(world, folder, FolderStore(folder))
+    place = parts.uploads.states.folder(state_name(step=3, attempt=1, incarnation=5))
     if world.rank == 1:
-        scratch.touch()
-    group = saving_group(world, timeout=timedelta(seconds=60))
-    saver = Saver(order(folder, num_workers=2), FolderStore(folder), world, group, incarnation=5, scratch=scratch, reporter=told)  # type: ignore[arg-type]
+        place.parent.mkdir(parents=True)
+        place.touch()
     for step in (3, 6):
-        saver.save(step, {"module.weight": torch.ones(4), "module.bias": torch.zeros(3), "step": torch.tensor(step)})
-        saver.wait()
-        saver.check()
+        parts.saver.save(step, {"module.weight": torch.ones(4), "module.bias": torch.zeros(3), "step": torch.tensor(step)})
+        parts.wait()
         world.gather(None)
-        scratch.unlink() if scratch.is_file() else None
-    assert list(scratch.iterdir()) == [], "nothing is left"
-    return told.events
+        place.unlink() if place.is_file() else None
+    return parts.told.events, [path.name for path in place.parent.iterdir()]
 
 
 def test_where_one_worker_has_no_place_for_its_files_the_next_save_succeeds(tmp_path: Path) -> None:
-    events, others = in_workers(save_where_one_has_no_scratch, 2, tmp_path, tmp_path)
+    (events, left), (_, others_left) = in_workers(save_where_one_has_no_place, 2, tmp_path, tmp_path)
     assert [kind for kind, _ in events] == ["save_failed", "training_state_committed"]
     assert "worker 1: " in events[0][1]["message"]
-    assert [kind for kind, _ in others] == ["save_failed"]
+    assert left == others_left == [], "what is committed is no more needed on disk"
 
 
 class KeepingStore(FolderStore):
@@ -146,19 +127,19 @@ class KeepingStore(FolderStore):
         raise PermissionError("deleting is not allowed")
 
 
-def test_a_committed_state_is_none_that_failed_where_old_ones_cannot_be_deleted(tmp_path: Path) -> None:
-    told = Told()
-    store, scratch = KeepingStore(tmp_path / "s3"), tmp_path / "scratch"
-    saver = Saver(order(tmp_path, num_workers=1), store, World(), None, incarnation=5, scratch=scratch, reporter=told)  # type: ignore[arg-type]
-    saver.save(3, {"step": torch.tensor(3)})
-    saver.wait()
-    assert [kind for kind, _ in told.events] == ["training_state_committed"]
+def test_a_committed_state_is_none_that_failed_where_old_ones_cannot_be_deleted(tmp_path: Path, machine: None) -> None:
+    parts = saving(World(), tmp_path, KeepingStore(tmp_path / "s3"))
+    parts.saver.save(3, {"step": torch.tensor(3)})
+    parts.wait()
+    assert parts.told.kinds() == ["training_state_committed"]
 
 
 def test_states_of_the_newest_start_come_first() -> None:
     """Also where it began anew behind damaged ones, so that its steps are lower."""
     folders = [(900, 1, 10), (6, 1, 30), (4, 2, 20), (800, 1, 10), (2, 2, 20), (5000000000000, 1, 10)]
-    prefixes = [state_folder(PREFIX, step=step, attempt=attempt, incarnation=incarnation) for step, attempt, incarnation in folders]
+    names = [state_name(step=step, attempt=attempt, incarnation=incarnation) for step, attempt, incarnation in folders]
+    prefixes = [state_prefix(PREFIX, name) for name in names]
+    assert newest_first(names) == [names[place] for place in (2, 4, 1, 5, 0, 3)]
     assert newest_first(prefixes) == [prefixes[place] for place in (2, 4, 1, 5, 0, 3)]
 
 
@@ -198,7 +179,8 @@ class Recording(Follower):
     def tell(self, progress: Progress) -> None:
         self.seen.append(progress.step)
         if progress.step == 3:
-            self.saver.wait()  # the state of step 2 is committed before anything else happens
+            self.saver.wait()
+            self.state_uploads.wait()  # the state of step 2 is committed before anything else happens
 
     def went_back(self, why: DivergedError, taken_up: str | None) -> None:
         self.seen.append(("went back", str(why).split(" of rank")[0], taken_up and taken_up.split("/")[-2].split("-")[0]))
@@ -212,6 +194,7 @@ class Recording(Follower):
 def train_where_worker_1_diverges(world: World, folder: Path, times: int) -> list[Any]:
     """The loss of worker 1 is not a number in steps 5 and 6, so many times."""
     train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
+    work_on(folder / "machine")
     take_gradients, left = Training._take_gradients, {5: times, 6: times}
 
     def diverging(training: Training, batches: Any) -> torch.Tensor:
@@ -260,6 +243,7 @@ def test_all_workers_go_back_once_to_the_newest_state(tmp_path: Path, times: int
 def open_beside_states(world: World, folder: Path, damage: str) -> list[Any]:
     """A run of two states, of which the newest is damaged, is opened again."""
     train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
+    work_on(folder / "machine")
     given = order(folder / "images", num_workers=2, checkpoint={"every_steps": 2}, evaluation={"every_epochs": 2})
     with ExitStack() as stack:
         first = Recording(given, world, stack)
@@ -267,6 +251,7 @@ def open_beside_states(world: World, folder: Path, damage: str) -> list[Any]:
         for step in (2, 4):
             first.saver.save(step, run.training_state())
             first.saver.wait()
+            assert first.state_uploads.wait(60)
             world.gather(None)
     place = next((folder / "s3" / PREFIX / "training_state").glob("step=0000000004-*"))
     if world.rank == 0:
@@ -290,12 +275,12 @@ def test_a_state_without_one_of_its_files_is_passed_over(tmp_path: Path, damage:
     assert in_workers(open_beside_states, 2, tmp_path, tmp_path, damage) == [["step=0000000002"]] * 2
 
 
-def test_a_pause_at_a_step_that_was_saved_anyway_writes_it_once(tmp_path: Path) -> None:
+def test_a_pause_at_a_step_that_was_saved_anyway_writes_it_once(tmp_path: Path, machine: None) -> None:
     """A second save of it would replace the files of a committed manifest."""
-    told, store = Told(), FolderStore(tmp_path / "s3")
+    parts = saving(World(), tmp_path, FolderStore(tmp_path / "s3"))
     follower: Any = object.__new__(Follower)
-    follower._saved_step = 3
-    follower.saver = Saver(order(tmp_path, num_workers=1), store, World(), None, incarnation=5, scratch=tmp_path / "scratch", reporter=told)  # type: ignore[arg-type]
+    follower._saved_step, follower.world = 3, World()
+    follower.saver, follower.state_uploads = parts.saver, parts.uploads
 
     class Paused:
         def training_state(self) -> State:
@@ -304,4 +289,4 @@ def test_a_pause_at_a_step_that_was_saved_anyway_writes_it_once(tmp_path: Path) 
     follower.saver.save(3, Paused().training_state())
     for step in (3, 4):
         follower._save_last(step, Paused())
-    assert [(kind, data["step"]) for kind, data in told.events] == [("training_state_committed", 3), ("training_state_committed", 4)]
+    assert [(kind, data["step"]) for kind, data in parts.told.events] == [("training_state_committed", 3), ("training_state_committed", 4)]

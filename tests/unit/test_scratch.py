@@ -2,12 +2,13 @@
 
 import os
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from workers.scratch import scratch_folder
+from workers.scratch import FORGET_SECONDS, forget_untouched, scratch_folder
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +44,13 @@ def test_it_goes_after_a_failure_too(of_user: Path) -> None:
     with suppress(ValueError), scratch_folder("job1", 1, 0):
         raise ValueError
     assert list(of_user.iterdir()) == []
+
+
+def test_what_nobody_has_touched_for_a_week_goes(of_user: Path) -> None:
+    states = of_user / "states"
+    for name, days in (("old", 8), ("new", 6)):
+        left_by_a_dead_worker(states, name)
+        os.utime(states / name, times=(0, time.time() - days * 86400))
+    forget_untouched(states)
+    assert [path.name for path in states.iterdir()] == ["new"]
+    forget_untouched(of_user / "nothing", seconds=FORGET_SECONDS)
