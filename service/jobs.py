@@ -72,10 +72,11 @@ def submit(database: Database, storage: Storage, settings: Settings, spec: Spec,
 
 
 def _check_workers(spec: Spec, settings: Settings) -> None:
-    if spec.resources.num_workers > settings.max_workers_per_job:
+    most = spec.resources.workers_asked[-1]
+    if most > settings.max_workers_per_job:
         raise Invalid(
             "resources.num_workers",
-            f"{spec.resources.num_workers} workers are more than this service allows; ask for {settings.max_workers_per_job} or fewer",
+            f"{most} workers are more than this service allows; ask for {settings.max_workers_per_job} or fewer",
         )
 
 
@@ -90,6 +91,7 @@ def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
 
 def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_hash: str) -> JobView:
     now, resources = utc_now(), spec.resources
+    fewest = spec.worker_counts()[0]
     row = JobRow(
         id=new_job_id(now),
         name=spec.name,
@@ -104,8 +106,8 @@ def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_h
         version=1,
         priority=spec.priority,
         waits_for=spec.encoder.job if spec.encoder is not None else None,
-        num_cpus=resources.num_workers * resources.cpus_per_worker,
-        num_gpus=resources.num_workers * resources.gpus_per_worker,
+        num_cpus=fewest * resources.cpus_per_worker,
+        num_gpus=fewest * resources.gpus_per_worker,
         created_at=now,
         due_at=now,
     )

@@ -7,12 +7,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from mae_core.options import ResourcesConfig
 from service import artifacts, events, jobs, metrics
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NotFound, StaleAttempt
 from service.jsonable import jsonable
 from service.lifecycle import transition
 from service.models import AttemptRow, JobRow
+from service.admission import Needs
 from service.policy import why_it_ends
 from workers.contract import (
     CONTRACT_VERSION,
@@ -76,6 +78,7 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     job_id = job.id
     if event.type is EventType.WORKERS_STARTED:
         attempt.started_at = attempt.started_at or now
+        _hold(job, attempt, event.data.get("num_workers"))
         _advance(session, job_id, JobStatus.RUNNING, expected={JobStatus.STARTING}, now=now)
     elif event.type is EventType.TRAINING_ENDED:
         _advance(session, job_id, JobStatus.FINALIZING, expected={JobStatus.RUNNING, JobStatus.PAUSING}, now=now)  # the pause came too late
@@ -92,6 +95,13 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     if event.type in _LAST_WORDS:
         session.flush()
         jobs.wake(session, job_id, now)
+
+
+def _hold(job: JobRow, attempt: AttemptRow, num_workers: object) -> None:
+    """Whose workers are more or fewer than before, as an elastic run's, holds other devices."""
+    if isinstance(num_workers, int) and num_workers in ResourcesConfig.model_validate(job.spec["resources"]).workers_asked:
+        needs = Needs.of_workers(job, num_workers)
+        attempt.num_cpus, attempt.num_gpus = int(needs.num_cpus), int(needs.num_gpus)
 
 
 def _advance(session: Session, job_id: str, to: JobStatus, *, expected: set[JobStatus], now: datetime) -> None:

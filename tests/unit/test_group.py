@@ -1,13 +1,6 @@
-"""Who gets which rank, and who is missed."""
+"""Who gets which rank."""
 
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
-
-from workers import group
-from workers.contract import Reason
-from workers.group import Place, Pulse, posts_of
+from workers.group import Place, posts_of
 
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
 
@@ -29,32 +22,3 @@ def test_workers_on_cpus_keep_their_order() -> None:
         (1, 1, 1, ()),
         (2, 2, 2, ()),
     ]
-
-
-class Worker:
-    """Stands for an actor's handle; `answers` is what Ray would find of its calls."""
-
-    def __init__(self) -> None:
-        self.answers = True
-        self.answer = SimpleNamespace(remote=lambda: self)
-
-
-def test_a_process_that_answers_no_more_is_told_after_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(group.time, "monotonic", lambda: now)
-
-    def wait(calls: list[Worker], *, timeout: float) -> tuple[list[Any], list[Any]]:
-        return [call for call in calls if call.answers], [call for call in calls if not call.answers]
-
-    monkeypatch.setattr(group.ray, "wait", wait)
-    workers = {0: Worker(), 1: Worker()}
-    pulse = Pulse(workers)
-    now += 700.0  # the driver was held up itself: the answers are there
-    assert pulse.silent([0, 1]) == []
-    workers[1].answers = False
-    now += 599.0
-    assert pulse.silent([0, 1]) == []
-    now += 2.0
-    [failure] = pulse.silent([0, 1])
-    assert (failure.reason, failure.rank) == (Reason.WORKER_DIED, 1)
-    assert pulse.silent([0]) == []  # who has ended is not asked
