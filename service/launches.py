@@ -9,7 +9,6 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from mae_core.memory import KEEPS_MEMORY
-from mae_core.options import ResourcesConfig
 from service import events
 from service.admission import Needs
 from service.artifacts import job_prefix
@@ -32,8 +31,7 @@ def create_attempt(session: Session, claimed: Claimed, *, now: datetime) -> Atte
     job, number = claimed.job, claimed.job.attempt + 1
     if transition(session, job.id, to=JobStatus.STARTING, now=now, lease=claimed.token, attempt=number) is not Outcome.DONE:
         raise LeaseLost(job.id)
-    # An elastic run takes what it finds: all that it may take is its own until its workers have said how many they are.
-    needs = Needs.of_workers(job, ResourcesConfig.model_validate(job.spec["resources"]).workers_asked[-1])
+    needs = Needs.at_most(job)
     attempt = AttemptRow(
         job_id=job.id,
         number=number,

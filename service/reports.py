@@ -65,6 +65,8 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
         for event in report.events:
             events.append(session, job_id, event.type, event.data, at=event.at, attempt=attempt_number)
             _follow(session, job, attempt, event, bucket=bucket, now=now)
+            if event.type is EventType.WORKERS_STARTED and is_newest:
+                _hold(job, attempt, event.data.get("num_workers"))
         return answer
 
 
@@ -78,7 +80,6 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     job_id = job.id
     if event.type is EventType.WORKERS_STARTED:
         attempt.started_at = attempt.started_at or now
-        _hold(job, attempt, event.data.get("num_workers"))
         _advance(session, job_id, JobStatus.RUNNING, expected={JobStatus.STARTING}, now=now)
     elif event.type is EventType.TRAINING_ENDED:
         _advance(session, job_id, JobStatus.FINALIZING, expected={JobStatus.RUNNING, JobStatus.PAUSING}, now=now)  # the pause came too late
