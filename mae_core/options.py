@@ -445,8 +445,8 @@ class ParallelConfig(Strict):
 class RetryConfig(Strict):
     """What happens when a run fails. Out of memory, a loss that diverges and a wrong spec are never tried again: they would fail again.
 
-    A run has failed, too, whose workers live but take no step for `hang_minutes`; where steps are slow, for 100 times their median and 3 times
-    the longest pause between two of them.
+    A run has failed, too, whose workers live but take no step for `hang_minutes`; where steps are slow, for 100 times their median and
+    3 times the longest pause between two of them.
     """
 
     max_failures: int = Field(

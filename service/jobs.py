@@ -91,7 +91,7 @@ def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
 
 def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_hash: str) -> JobView:
     now, resources = utc_now(), spec.resources
-    fewest = spec.worker_counts()[0]
+    counts = spec.worker_counts()
     row = JobRow(
         id=new_job_id(now),
         name=spec.name,
@@ -106,8 +106,10 @@ def _insert(session: Session, spec: Spec, *, idempotency_key: str | None, body_h
         version=1,
         priority=spec.priority,
         waits_for=spec.encoder.job if spec.encoder is not None else None,
-        num_cpus=fewest * resources.cpus_per_worker,
-        num_gpus=fewest * resources.gpus_per_worker,
+        num_cpus=counts[0] * resources.cpus_per_worker,
+        num_gpus=counts[0] * resources.gpus_per_worker,
+        max_cpus=counts[-1] * resources.cpus_per_worker,
+        max_gpus=counts[-1] * resources.gpus_per_worker,
         created_at=now,
         due_at=now,
     )

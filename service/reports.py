@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from mae_core.options import ResourcesConfig
 from service import artifacts, events, jobs, metrics
+from service.admission import Needs
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NotFound, StaleAttempt
 from service.jsonable import jsonable
 from service.lifecycle import transition
 from service.models import AttemptRow, JobRow
-from service.admission import Needs
 from service.policy import why_it_ends
 from workers.contract import (
     CONTRACT_VERSION,
@@ -52,7 +52,8 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             raise NotFound(f"Job {job_id} has no attempt {attempt_number}.")
         if job.attempt != attempt_number or attempt.ended_at is not None or JobStatus(job.status).is_terminal:
             raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
-        answer = ReportAnswer(desired_state=_wanted(job))
+        is_elastic = (job.max_cpus, job.max_gpus) != (job.num_cpus, job.num_gpus)
+        answer = ReportAnswer(desired_state=_wanted(job), may_grow=is_elastic and not _anyone_waits(session))
         key = {"attempt": attempt_number, "incarnation": report.incarnation, "sequence": report.sequence}
         if not metrics.append(session, job_id, points=report.points, **key):
             return answer
@@ -96,6 +97,10 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     if event.type in _LAST_WORDS:
         session.flush()
         jobs.wake(session, job_id, now)
+
+
+def _anyone_waits(session: Session) -> bool:
+    return session.scalar(select(JobRow.id).where(JobRow.waiting_since.is_not(None)).limit(1)) is not None
 
 
 def _hold(job: JobRow, attempt: AttemptRow, num_workers: object) -> None:

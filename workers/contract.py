@@ -120,7 +120,9 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     ),
     Reason.WORKER_DIED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"A worker process of the run died; {_GOES_ON}"),
     Reason.HUNG: ReasonRule(
-        _FAILED, _INFRASTRUCTURE, f"Its workers lived but took no step for much longer than before; their stacks are in its logs; {_GOES_ON}"
+        _FAILED,
+        _INFRASTRUCTURE,
+        f"Its workers lived but took no step for much longer than before; their stacks are in its logs; {_GOES_ON}",
     ),
     Reason.DRIVER_DIED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"The driver process of the run died; {_GOES_ON}"),
     Reason.RAY_JOB_LOST: ReasonRule(_FAILED, _INFRASTRUCTURE, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
@@ -280,9 +282,13 @@ class Report(Strict):
 
 
 class ReportAnswer(Strict):
-    """The service's answer to a report: the channel by which a cancel reaches the workers."""
+    """The service's answer to a report: the channel by which a cancel reaches the workers.
+
+    `may_grow`: whether an elastic run may take what is free; not while another job waits for devices.
+    """
 
     desired_state: DesiredState
+    may_grow: bool = False
 
 
 class FileEntry(Strict):

@@ -80,6 +80,7 @@ class Follower:
     """A worker that trains along. It says nothing: whatever it has to tell, rank 0 learns by the training's own exchange."""
 
     reporter: Reporter | None = None
+    goes_on = False  # whether another start of the workers goes on where this one ends
     last: Progress | None = None  # the newest that this start of the run has yielded
 
     def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, signals: Signals) -> None:
@@ -122,9 +123,10 @@ class Follower:
     def open_run(self) -> tuple[Run, str | None]:
         """The run, taken up from the newest training state, and that state's prefix: the same one on all workers."""
         parts = S3Parts(self.store, result_prefix(self.order.prefix, self.order.spec.kind), self.scratch)
-        run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
+        spec = self.order.spec
+        run = open_run(spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
         taken_up = self._restore(run) if run.resumes else None
-        self.signals.can_regroup = run.resumes or self.order.spec.kind == "embed"  # whose parts are kept as they are done
+        self.goes_on = run.resumes or spec.kind == "embed"  # whose parts are kept as they are done
         incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]
         self.saver = Saver(
             *(self.order, self.store, self.world, self._group), incarnation=incarnation, scratch=self.scratch, reporter=self.reporter
@@ -279,6 +281,7 @@ class Leader(Follower):
         self.reporter.event(EventType.UPLOAD_DELAYED, message=message[:500])
 
     def tell(self, progress: Progress) -> None:
+        self.signals.can_regroup = self.goes_on and self.reporter.may_grow
         self.reporter.points(progress.points)
         if progress.evaluated:
             self.reporter.points([(progress.step, progress.evaluated)])

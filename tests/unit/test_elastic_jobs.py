@@ -2,13 +2,14 @@
 
 import pytest
 
+from service import reports
 from service.ray_jobs import ClusterResources
 from tests.unit.service_fixtures import Service
-from workers.contract import EventType, JobStatus, Reason
+from workers.contract import EventType, JobStatus, Reason, Report
 
 ELASTIC = {
     "resources": {"num_workers": {"min": 2, "max": 6}, "cpus_per_worker": 2},
-    "optim": {"epochs": 2, "batch_size": 64, "warmup_epochs": 1},
+    "optim": {"epochs": 2, "batch_size": 48, "warmup_epochs": 1},
 }
 ONE = {"resources": {"num_workers": 1, "cpus_per_worker": 2}}
 
@@ -48,3 +49,27 @@ def test_it_holds_what_its_newest_workers_hold(service: Service) -> None:
         service.report(job_id, EventType.WORKERS_STARTED, incarnation=incarnation, sequence=len(held), **told)
         held.append(service.attempt(job_id).num_cpus)
     assert held == [12, 4, 8, 8, 8, 8]
+
+
+def answers_of(service: Service, job_id: str, *, sequence: int) -> bool:
+    report = Report(incarnation=1, sequence=sequence)
+    return reports.record(service.database, job_id, 1, report, bucket=service.storage.bucket).may_grow
+
+
+def test_it_grows_while_no_job_waits_for_devices(service: Service) -> None:
+    """What becomes free is kept for one that has waited long: it would never start otherwise."""
+    service.ray.cluster = ClusterResources(8, 0)
+    elastic, fixed = service.submit(**ELASTIC), service.submit(**ELASTIC | {"resources": {"num_workers": 2}})
+    for job_id in (elastic, fixed):
+        service.tick(2)
+        service.ray.run(f"{job_id}-a1")
+        service.report(job_id, EventType.WORKERS_STARTED, num_workers=2)
+    assert answers_of(service, elastic, sequence=1)
+    assert not answers_of(service, fixed, sequence=1)
+    large = service.submit(resources={"num_workers": 8})
+    service.tick(2)
+    assert service.job(large).status is JobStatus.QUEUED
+    assert not answers_of(service, elastic, sequence=2)
+    service.cancel(large)
+    service.tick(2)
+    assert answers_of(service, elastic, sequence=3)
