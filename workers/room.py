@@ -85,12 +85,12 @@ class Growth:
 
     def take_more(self) -> bool:
         """Whether room for more workers is held from now on. To be called every few seconds."""
-        now, held = time.monotonic(), self._room.num_workers
-        if not self._larger or now - self._began_at < _CALM_SECONDS:
+        if not self._larger:
             return False
+        now, held = time.monotonic(), self._room.num_workers
         fitting = [count for count in self._larger if count <= held + free_workers(self._resources)]
         self._free_since = (self._free_since or now) if fitting else None
-        if self._free_since is None or now - self._free_since < _STEADY_SECONDS:
+        if self._free_since is None or now - self._free_since < _STEADY_SECONDS or now - self._began_at < _CALM_SECONDS:
             return False
         self._free_since = None
         return self._room.take(fitting[-1] - held, seconds=_PATIENCE_SECONDS)

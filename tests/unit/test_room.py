@@ -119,8 +119,8 @@ def test_what_others_take_meanwhile_is_theirs(growth: Growth, cluster: Cluster) 
 
 def test_a_run_that_has_just_begun_does_not_grow(growth: Growth, cluster: Cluster) -> None:
     cluster.free = cluster.said = 6
-    assert not looks(growth, cluster, seconds=30)
-    assert looks(growth, cluster, seconds=11)
+    assert not looks(growth, cluster, seconds=29)
+    assert looks(growth, cluster, seconds=1)
     assert growth._room.num_workers == 8
 
 
