@@ -5,6 +5,7 @@ that is misspelt, or one that would change nothing, is an error: nothing a user 
 a recipe, and the resolved spec shows it. Tables cited are those of He et al. 2021.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -67,17 +68,33 @@ class RunConfig(Strict):
         _forget_unset(spec, given)
         return spec
 
-    def _check_batch(self, optim: OptimConfig, *, num_masks: int = 1) -> None:
-        workers = self.resources.num_workers
-        parts = workers * optim.accumulation * num_masks
-        product = f"{workers} worker(s) x accumulation {optim.accumulation}" + (f" x {num_masks} masks" if num_masks > 1 else "")
-        if optim.batch_size % parts:
-            near = max(optim.batch_size // parts, 1) * parts
-            raise ValueError(f"optim.batch_size {optim.batch_size} is not divisible by {product}; use {near} or {near + parts}")
-        per_device = optim.batch_size // (workers * optim.accumulation)
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that the run may have, fewest first: those between which its batches divide evenly."""
+        num_images, parts = self._shared_batch()
+        each = math.prod(parts.values())
+        return [count for count in self.resources.workers_asked if num_images % (count * each) == 0]
+
+    def _shared_batch(self) -> tuple[int, dict[str, int]]:
+        """A step's images (0: workers share no batches), and into what each worker divides its part of them, as an error names it."""
+        return 0, {}
+
+    def _check_batch(self, optim: OptimConfig) -> None:
+        asked, parts, counts = self.resources.workers_asked, self._shared_batch()[1], self.worker_counts()
+        if not counts:
+            workers = f"{asked[0]} worker(s)" if len(asked) == 1 else f"any number of workers from {asked[0]} to {asked[-1]}"
+            raise ValueError(
+                f"optim.batch_size {optim.batch_size} is not divisible by {' x '.join([workers, *parts])}; use {{}} or {{}}".format(
+                    *_near(optim.batch_size, [count * math.prod(parts.values()) for count in asked])
+                )
+            )
+        if len(counts) > 1:
+            if optim.batch_size_per_device is not None:
+                raise ValueError(f"optim.batch_size_per_device: it is another for {counts[0]} workers than for {counts[-1]}; leave it out")
+            return
+        per_device = optim.batch_size // (counts[0] * optim.accumulation)
         if optim.batch_size_per_device not in (None, per_device):
             raise ValueError(
-                f"optim.batch_size_per_device {optim.batch_size_per_device} x {workers} worker(s) x accumulation {optim.accumulation} "
+                f"optim.batch_size_per_device {optim.batch_size_per_device} x {counts[0]} worker(s) x accumulation {optim.accumulation} "
                 f"is not optim.batch_size {optim.batch_size}; it would be {per_device}. Leave it out, or change one of them"
             )
         optim.__dict__["batch_size_per_device"] = per_device
@@ -93,6 +110,13 @@ class RunConfig(Strict):
 def _size_of(model: object) -> str | None:
     arch = model.get("arch") if isinstance(model, dict) else getattr(model, "arch", None)
     return arch.split("_")[1] if isinstance(arch, str) and arch.count("_") >= 2 else None
+
+
+def _near(number: int, divisors: list[int]) -> tuple[int, int]:
+    """The two numbers nearest to `number`, one on each side where there is one, that one of `divisors` divides."""
+    multiples = sorted({max(number // divisor + more, 1) * divisor for divisor in divisors for more in (0, 1, 2)})
+    place = max(sum(multiple < number for multiple in multiples) - 1, 0)
+    return multiples[place], multiples[place + 1]
 
 
 def _forget_unset(section: BaseModel, given: dict[str, Any]) -> None:
@@ -149,13 +173,19 @@ class PretrainSpec(RunConfig):
             raise ValueError(
                 f"evaluation.every_epochs {self.evaluation.every_epochs} is more than optim.epochs {self.optim.epochs}; lower it"
             )
-        self._check_batch(self.optim, num_masks=self.masking.num_masks)
+        self._check_batch(self.optim)
         self._check_data(self.model)
         labelled = self.evaluation.labelled
         if labelled is not None and DIGITS in (labelled.source, labelled.validation) and self.model.in_chans != 1:
             raise ValueError(f"evaluation.labelled: the digits have 1 channel, but model.in_chans is {self.model.in_chans}")
         check_formats(self.export, self.export_refusals())
         return self
+
+    def _shared_batch(self) -> tuple[int, dict[str, int]]:
+        accumulation, num_masks = self.optim.accumulation, self.masking.num_masks
+        return self.optim.batch_size, {f"accumulation {accumulation}": accumulation} | (
+            {f"{num_masks} masks": num_masks} if num_masks > 1 else {}
+        )
 
     def export_refusals(self) -> Refusals:
         """Formats that cannot be faithful to what this run trains, and why."""
@@ -228,6 +258,11 @@ class ProbeSpec(EncoderRun):
             raise ValueError("optim.batch_size_per_device: every worker trains on whole batches of features; leave it out")
         return self
 
+    def _shared_batch(self) -> tuple[int, dict[str, int]]:
+        if self.data.transform is None:
+            return super()._shared_batch()
+        return self.optim.batch_size, {f"accumulation {self.optim.accumulation}": self.optim.accumulation}
+
 
 class FinetuneSpec(EncoderRun):
     """Fine-tuning of the encoder, whole or its last blocks, with a new head (paper, Table 9 and Figure 9)."""
@@ -252,9 +287,6 @@ class FinetuneSpec(EncoderRun):
         self._check_batch(self.optim)
         if (self.evaluate_every_epochs or 0) > self.optim.epochs:
             raise ValueError(f"evaluate_every_epochs {self.evaluate_every_epochs} is more than optim.epochs {self.optim.epochs}")
-        per_device = self.optim.batch_size_per_device or 0
-        if self.mix.is_on and per_device % 2:
-            raise ValueError(f"mix: pairs of neighbours are mixed, but a worker has {per_device} images at a time; make it an even number")
         if self.model is not None and self.trainable_blocks is not None and self.trainable_blocks > self.model.depth:
             raise ValueError(f"trainable_blocks {self.trainable_blocks:g}: the encoder has {self.model.depth}; null trains all of it")
         if self.data.transform.rand_augment is not None and self.model is not None and self.model.in_chans not in (1, 3):
@@ -263,6 +295,12 @@ class FinetuneSpec(EncoderRun):
             )
         check_formats(self.export, self.export_refusals())
         return self
+
+    def _shared_batch(self) -> tuple[int, dict[str, int]]:
+        accumulation = self.optim.accumulation
+        return self.optim.batch_size, {f"accumulation {accumulation}": accumulation} | (
+            {"2 images that are mixed": 2} if self.mix.is_on else {}
+        )
 
     def export_refusals(self) -> Refusals:
         """Formats that cannot be faithful to what this run trains, and why."""

@@ -24,6 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 DIGITS = "digits"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy")
 _MAX_PATCHES = 65_536
+_MAX_WORKERS = 100_000
 _DECODER_HEAD_WIDTH = 32  # 512 wide, 16 heads in the paper
 
 
@@ -397,12 +398,40 @@ class EncoderRef(Strict):
         return self
 
 
-class ResourcesConfig(Strict):
-    """Workers of the run and what each needs."""
+class WorkerRange(Strict):
+    """An elastic run's fewest and most workers."""
 
-    num_workers: int = Field(default=1, ge=1, le=100_000)
+    min: int = Field(ge=1, le=_MAX_WORKERS)
+    max: int = Field(ge=1, le=_MAX_WORKERS)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+class ResourcesConfig(Strict):
+    """Workers of the run and what each needs.
+
+    `num_workers` is a number, or `{min, max}`: then the run is elastic. It begins with as many as find room, goes on with fewer when it
+    loses some, and with more when room has come back. Batch, order of samples and losses stay those of any other number.
+    """
+
+    num_workers: Annotated[
+        Annotated[int, Field(ge=1, le=_MAX_WORKERS), Tag("number")] | Annotated[WorkerRange, Tag("range")],
+        Discriminator(
+            lambda given: "range" if isinstance(given, dict | WorkerRange) else "number"
+        ),  # so that an error is of one of the two
+    ] = 1
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)
     gpus_per_worker: Literal[0, 1] = 0
+
+    @property
+    def workers_asked(self) -> range:
+        """The numbers of workers that the user allows."""
+        asked = self.num_workers
+        return range(asked, asked + 1) if isinstance(asked, int) else range(asked.min, asked.max + 1)
 
 
 class ParallelConfig(Strict):
@@ -414,7 +443,11 @@ class ParallelConfig(Strict):
 
 
 class RetryConfig(Strict):
-    """What happens when a run fails. Out of memory, a loss that diverges and a wrong spec are never tried again: they would fail again."""
+    """What happens when a run fails. Out of memory, a loss that diverges and a wrong spec are never tried again: they would fail again.
+
+    A run has failed, too, whose workers live but take no step for `hang_minutes`; where steps are slow, for 100 times their median and
+    3 times the longest pause between two of them.
+    """
 
     max_failures: int = Field(
         default=3,
@@ -426,6 +459,7 @@ class RetryConfig(Strict):
         default=0, ge=0, le=1000, description="further attempts after an error that is the user's to mend: data, encoder, credentials"
     )
     forgive_after_hours: float = Field(default=1.0, gt=0, description="a run that went well for so long has its earlier failures forgotten")
+    hang_minutes: float = Field(default=15.0, gt=0, description="the least time without a step that counts as hanging")
 
 
 class CheckpointConfig(Strict):

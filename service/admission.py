@@ -19,6 +19,16 @@ class Needs:
     def of(cls, job: JobRow) -> "Needs":
         return cls(job.num_cpus, job.num_gpus)
 
+    @classmethod
+    def at_most(cls, job: JobRow) -> "Needs":
+        """What an elastic run takes where it finds it; until its workers have said how many they are, all of this counts as its own."""
+        return cls(job.max_cpus, job.max_gpus)
+
+    @classmethod
+    def of_workers(cls, job: JobRow, num_workers: int) -> "Needs":
+        resources = job.spec["resources"]
+        return cls(num_workers * resources["cpus_per_worker"], num_workers * resources["gpus_per_worker"])
+
     def less(self, other: "Needs") -> "Needs":
         """What is left of these; never less than nothing."""
         return Needs(max(self.num_cpus - other.num_cpus, 0.0), max(self.num_gpus - other.num_gpus, 0.0))
@@ -33,6 +43,7 @@ class InLine:
 
     job_id: str
     needs: Needs
+    at_most: Needs
     waiting_since: datetime | None
 
 
@@ -88,7 +99,7 @@ def admit(line: Iterable[InLine], budget: Budget, *, now: datetime, patience_sec
         if left.num_cpus < 1:  # every run needs a CPU
             break
         if one.needs.fits(left):
-            left = left.less(one.needs)
+            left = left.less(one.at_most)
             admitted.add(one.job_id)
         elif one.needs.fits(budget.total) and one.waiting_since is not None and now - one.waiting_since >= patience:
             left = left.less(one.needs)

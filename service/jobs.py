@@ -83,10 +83,11 @@ def submit(
 
 
 def _check_workers(spec: Spec, settings: Settings) -> None:
-    if spec.resources.num_workers > settings.max_workers_per_job:
+    most = spec.resources.workers_asked[-1]
+    if most > settings.max_workers_per_job:
         raise Invalid(
             "resources.num_workers",
-            f"{spec.resources.num_workers} workers are more than this service allows; ask for {settings.max_workers_per_job} or fewer",
+            f"{most} workers are more than this service allows; ask for {settings.max_workers_per_job} or fewer",
         )
 
 
@@ -101,6 +102,7 @@ def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
 
 def _insert(session: Session, spec: Spec, *, project: str, idempotency_key: str | None, body_hash: str) -> JobView:
     now, resources = utc_now(), spec.resources
+    counts = spec.worker_counts()
     row = JobRow(
         id=new_job_id(now),
         project=project,
@@ -116,8 +118,10 @@ def _insert(session: Session, spec: Spec, *, project: str, idempotency_key: str 
         version=1,
         priority=spec.priority,
         waits_for=spec.encoder.job if spec.encoder is not None else None,
-        num_cpus=resources.num_workers * resources.cpus_per_worker,
-        num_gpus=resources.num_workers * resources.gpus_per_worker,
+        num_cpus=counts[0] * resources.cpus_per_worker,
+        num_gpus=counts[0] * resources.gpus_per_worker,
+        max_cpus=counts[-1] * resources.cpus_per_worker,
+        max_gpus=counts[-1] * resources.gpus_per_worker,
         created_at=now,
         due_at=now,
     )

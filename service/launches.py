@@ -31,7 +31,7 @@ def create_attempt(session: Session, claimed: Claimed, *, now: datetime) -> Atte
     job, number = claimed.job, claimed.job.attempt + 1
     if transition(session, job.id, to=JobStatus.STARTING, now=now, lease=claimed.token, attempt=number) is not Outcome.DONE:
         raise LeaseLost(job.id)
-    needs = Needs.of(job)
+    needs = Needs.at_most(job)
     attempt = AttemptRow(
         job_id=job.id,
         number=number,

@@ -60,6 +60,10 @@ class JobRow(Base):
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # higher ones start first
     num_cpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # what it needs to start
     num_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    max_cpus: Mapped[int] = mapped_column(
+        Integer, default=0, server_default=text("0")
+    )  # what it takes where it finds it: an elastic one more
+    max_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     waiting_since: Mapped[datetime | None]  # since when it waits in line for devices
     waits_for: Mapped[str | None] = mapped_column(CleanString(40))  # the job whose result it starts from, until it has it
     run_seconds: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))  # of its ended attempts, while their workers were up

@@ -213,7 +213,7 @@ def after(
     failures = _failures(job, attempt, retry, now=now)
     budget = job.spec["retry"]
     if (
-        reason is not Reason.WORKER_DIED  # the driver has spent its own on those
+        reason not in (Reason.WORKER_DIED, Reason.HUNG)  # the driver has spent its own on those
         and failures.num_failures <= budget["max_failures"]
         and failures.num_user_failures <= budget["max_user_failures"]
     ):

@@ -7,7 +7,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from mae_core.options import ResourcesConfig
 from service import artifacts, conditions, events, jobs, metrics
+from service.admission import Needs
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NotFound, StaleAttempt
 from service.jsonable import jsonable
@@ -44,7 +46,8 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
         if job.attempt != attempt_number or attempt.ended_at is not None or JobStatus(job.status).is_terminal:
             raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
         _check(report)  # only now: an attempt that is over is to stop, whatever it says
-        answer = ReportAnswer(desired_state=_wanted(job))
+        is_elastic = (job.max_cpus, job.max_gpus) != (job.num_cpus, job.num_gpus)
+        answer = ReportAnswer(desired_state=_wanted(job), may_grow=is_elastic and not _anyone_waits(session))
         attempt.last_report_at = now = utc_now()
         if report.points is None and not report.events and report.progress is None:
             return answer  # it only says that the workers live
@@ -59,6 +62,8 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
         for event in report.events:
             events.append(session, job_id, event.type, event.data, at=event.at, attempt=attempt_number)
             _follow(session, job, attempt, event, bucket=bucket, now=now)
+            if event.type is EventType.WORKERS_STARTED and is_newest:
+                _hold(job, attempt, event.data.get("num_workers"))
         return answer
 
 
@@ -100,6 +105,17 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     if event.type in _LAST_WORDS:
         session.flush()
         jobs.wake(session, job_id, now)
+
+
+def _anyone_waits(session: Session) -> bool:
+    return session.scalar(select(JobRow.id).where(JobRow.waiting_since.is_not(None)).limit(1)) is not None
+
+
+def _hold(job: JobRow, attempt: AttemptRow, num_workers: object) -> None:
+    """Whose workers are more or fewer than before, as an elastic run's, holds other devices."""
+    if isinstance(num_workers, int) and num_workers in ResourcesConfig.model_validate(job.spec["resources"]).workers_asked:
+        needs = Needs.of_workers(job, num_workers)
+        attempt.num_cpus, attempt.num_gpus = int(needs.num_cpus), int(needs.num_gpus)
 
 
 def _advance(session: Session, job_id: str, to: JobStatus, *, expected: set[JobStatus], now: datetime) -> None:

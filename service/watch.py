@@ -16,6 +16,8 @@ from workers.contract import EventType, JobStatus
 
 PLAIN_PAUSE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 _TOLD = {
+    EventType.WORKERS_FAILED,
+    EventType.RUN_HUNG,
     EventType.IMAGES_SKIPPED,
     EventType.UPLOAD_DELAYED,
     EventType.UPLOAD_RECOVERED,

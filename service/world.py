@@ -77,12 +77,13 @@ class World:
             return Wait(Reason.RAY_UNREACHABLE, error.detail, IN_LINE_SECONDS)
         released = Needs() if cluster.at is None else self._needs_of_attempts(ended_after=cluster.at)
         budget = Budget(cluster, reserved=self._needs_of_attempts(ended_after=None), released=released)
-        columns = (JobRow.id, JobRow.num_cpus, JobRow.num_gpus, JobRow.waiting_since)
+        columns = (JobRow.id, JobRow.num_cpus, JobRow.num_gpus, JobRow.max_cpus, JobRow.max_gpus, JobRow.waiting_since)
         comes = and_(IN_LINE, JobRow.due_at <= self._now)
         waits = JobRow.waiting_since.is_not(None)
         query = select(*columns).where(or_(waits, comes)).order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
         with self._database.read() as session:
-            line = (InLine(row.id, Needs(row.num_cpus, row.num_gpus), row.waiting_since) for row in session.execute(query).yield_per(200))
+            rows = session.execute(query).yield_per(200)
+            line = (InLine(row.id, Needs(row.num_cpus, row.num_gpus), Needs(row.max_cpus, row.max_gpus), row.waiting_since) for row in rows)
             return admit(line, budget, now=self._now, patience_seconds=self._settings.line_patience_seconds)
 
     def _needs_of_attempts(self, *, ended_after: datetime | None) -> Needs:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from botocore.exceptions import ClientError
@@ -9,6 +10,8 @@ from botocore.exceptions import ClientError
 from mae_core.errors import DataError, DivergedError, EncoderError, MaeError, SpecError
 from workers.contract import Reason
 from workers.failures import MAX_MESSAGE, RunFailedError, StaleAttemptError, StorageError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +29,13 @@ _REASONS: dict[type[BaseException], Reason] = {
 }
 
 
-def explained(rank: int, training: Callable[[], None]) -> RunFailedError | None:
-    """Runs `training`; its failure, if it fails. The traceback goes to the log."""
+def explained(rank: int, training: Callable[[], T]) -> T | RunFailedError:
+    """What `training` returns; its failure, if it fails. The traceback goes to the log."""
     try:
-        training()
+        return training()
     except Exception as error:
         logger.exception("the training failed")
         return explain(error, rank)
-    return None
 
 
 def explain(error: Exception, rank: int) -> RunFailedError:

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     WAITING_FOR_JOB = "waiting_for_job"
     # infrastructure: the run goes on from its training state
     WORKER_DIED = "worker_died"
+    HUNG = "hung"
     DRIVER_DIED = "driver_died"
     RAY_JOB_LOST = "ray_job_lost"
     RUN_NOT_COMMITTED = "run_not_committed"
@@ -132,6 +133,11 @@ REASON_RULES: dict[Reason, ReasonRule] = {
         None, _INFRASTRUCTURE, "The job whose encoder it starts from has not finished; it starts when that one succeeds."
     ),
     Reason.WORKER_DIED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"A worker process of the run died; {_GOES_ON}"),
+    Reason.HUNG: ReasonRule(
+        _FAILED,
+        _INFRASTRUCTURE,
+        f"Its workers lived but took no step for much longer than before; their stacks are in its logs; {_GOES_ON}",
+    ),
     Reason.DRIVER_DIED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"The driver process of the run died; {_GOES_ON}"),
     Reason.RAY_JOB_LOST: ReasonRule(_FAILED, _INFRASTRUCTURE, f"Ray no longer knows the run (its head restarted); {_GOES_ON}"),
     Reason.RUN_NOT_COMMITTED: ReasonRule(_FAILED, _INFRASTRUCTURE, f"The run ended without a committed result; {_GOES_ON}"),
@@ -169,6 +175,8 @@ class EventType(StrEnum):
     ATTEMPT_ENDED = "attempt_ended"
 
     WORKERS_STARTED = "workers_started"
+    WORKERS_FAILED = "workers_failed"
+    RUN_HUNG = "run_hung"
     FIRST_STEP_TAKEN = "first_step_taken"
     IMAGES_SKIPPED = "images_skipped"
     TRAINING_STATE_COMMITTED = "training_state_committed"
@@ -188,6 +196,8 @@ class EventType(StrEnum):
 WORKER_EVENTS = frozenset(
     {
         EventType.WORKERS_STARTED,
+        EventType.WORKERS_FAILED,
+        EventType.RUN_HUNG,
         EventType.FIRST_STEP_TAKEN,
         EventType.IMAGES_SKIPPED,
         EventType.TRAINING_STATE_COMMITTED,
@@ -288,9 +298,13 @@ class Report(Strict):
 
 
 class ReportAnswer(Strict):
-    """The service's answer to a report: the channel by which a cancel reaches the workers."""
+    """The service's answer to a report: the channel by which a cancel reaches the workers.
+
+    `may_grow`: whether an elastic run may take what is free; not while another job waits for devices.
+    """
 
     desired_state: DesiredState
+    may_grow: bool = False
 
 
 class FileEntry(Strict):

@@ -1,4 +1,4 @@
-"""The workers of one start of a run: Ray actors on one placement group, which begin together and end together.
+"""The workers of one start of a run: Ray actors in the run's room, which begin together and end together.
 
 On Ray alone: Ray Train starts three more processes, one after the other, before its workers train (DECISIONS.md).
 """
@@ -6,24 +6,24 @@ On Ray alone: Ray Train starts three more processes, one after the other, before
 import logging
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
 from ray.util import get_node_ip_address
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mae_core.options import ResourcesConfig
-from workers.contract import Reason, WorkOrder
+from workers.contract import WorkOrder
 from workers.failures import RunFailedError, first_cause, of_ray
+from workers.pulse import Pulse
+from workers.room import Room, lost_machines
+from workers.signals import Sign, Signals, stacks
 
 logger = logging.getLogger("maestro.driver")
 
 _LOOK_SECONDS = 5.0
-_SILENCE_SECONDS = 600.0  # of a process that neither works nor dies, as one that was stopped
 _SETTLE_SECONDS = 1.0  # within which the others fail too, where one has died
 
 
@@ -54,6 +54,9 @@ class Post(NamedTuple):
 class TrainWorker:
     """A worker's process. It has its place before it imports torch, which then all do at once."""
 
+    def __init__(self) -> None:
+        self._signals = Signals()
+
     def place(self) -> Place:
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids()["GPU"]
@@ -62,52 +65,76 @@ class TrainWorker:
         self._listener = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
         return Place(context.get_node_id(), self._listener.getsockname()[1], gpus[0] if gpus else None)
 
-    def train(self, post: Post, order: WorkOrder, times: Mapping[str, str]) -> RunFailedError | None:
-        """What went wrong, if anything did."""
+    def train(self, post: Post, order: WorkOrder, times: Mapping[str, str]) -> RunFailedError | bool:
+        """What went wrong, if anything did; else whether the training stopped so that another number of workers goes on."""
         from workers.causes import explained
         from workers.train_loop import train_worker
 
         if post.rank == 0 and post.num_workers > 1:
             post = post._replace(listener=self._listener.detach())
         self._listener.close()
-        return explained(post.rank, lambda: train_worker(post, order, times))
+        return explained(post.rank, lambda: train_worker(post, order, times, self._signals))
 
-    def answer(self) -> None:
-        """Tells that this process works."""
+    def answer(self) -> Sign | None:
+        """Tells that this process works, and how its training goes."""
+        return self._signals.sign()
+
+    def regroup(self) -> None:
+        """Has all workers save and stop after the step at hand. For rank 0."""
+        self._signals.regroups = True
+
+    def stacks(self) -> str:
+        """Where the threads of this process are."""
+        return stacks()
 
 
 class WorkerGroup:
     """All workers of one start. Whatever ends the driver, Ray ends them too."""
 
-    def __init__(self, resources: ResourcesConfig) -> None:
-        cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-        # All or none: two runs never hold a part each of what both need.
-        self._room = placement_group([{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})] * resources.num_workers)
+    def __init__(self, resources: ResourcesConfig, room: Room) -> None:
         worker: Any = ray.remote(TrainWorker)
         self._workers = [
             worker.options(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._room, placement_group_bundle_index=index),
+                num_cpus=resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_worker,
+                scheduling_strategy=strategy,
                 max_concurrency=2,  # it answers while it trains
             ).remote()
-            for index in range(resources.num_workers)
+            for strategy in room.strategies()
         ]
+        self._machines: dict[int, str] = {}
+        self._began_at: float | None = None
 
-    def train(self, order: WorkOrder, times: Mapping[str, str]) -> None:
-        """Waits for the workers' places, however long, and for the end of the training. Raises RunFailedError."""
+    def train(self, order: WorkOrder, times: Mapping[str, str], *, take_more: Callable[[], bool]) -> bool:
+        """Waits for the end of the training, and says whether it stopped so that more workers go on. Raises RunFailedError.
+
+        `take_more` is called every few seconds while the training can be stopped so; it is, once that says True.
+        """
         places = _places([worker.place.remote() for worker in self._workers])
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
         posts = posts_of(places, addresses)
+        self._machines = {post.rank: places[index].machine for index, post in posts.items()}
+        self._began_at = time.monotonic()
         times = {**times, "workers_placed_at": datetime.now(UTC).isoformat()}
         trainings = {self._workers[index].train.remote(post, order, times): post.rank for index, post in posts.items()}
-        _watch(trainings, {post.rank: self._workers[index] for index, post in posts.items()})
+        workers = {post.rank: self._workers[index] for index, post in posts.items()}
+        return _watch(
+            trainings, workers, Pulse(workers, self._machines), hang_seconds=order.spec.retry.hang_minutes * 60, take_more=take_more
+        )
+
+    def trained_seconds(self) -> float:
+        """Since all had their places."""
+        return 0.0 if self._began_at is None else time.monotonic() - self._began_at
+
+    def lost(self) -> tuple[int, set[str]]:
+        """How many workers' machines are lost, and which those are."""
+        machines = lost_machines(self._machines.values())
+        return sum(machine in machines for machine in self._machines.values()), machines
 
     def stop(self) -> None:
-        """Ends the processes and gives their place back."""
+        """Ends the processes, all but those that are stopped: these end with their room."""
         for worker in self._workers:
             ray.kill(worker)
-        remove_placement_group(self._room)
 
 
 def posts_of(places: Sequence[Place], addresses: Mapping[str, str]) -> dict[int, Post]:
@@ -144,42 +171,36 @@ def _places(calls: Sequence[Any]) -> list[Place]:
     return places
 
 
-def _watch(trainings: dict[Any, int], workers: Mapping[int, Any]) -> None:
-    """Waits until all `trainings`, calls with their ranks, are over. Raises the failure behind those that fail."""
-    pulse = Pulse(workers)
+def _watch(
+    trainings: dict[Any, int], workers: Mapping[int, Any], pulse: Pulse, *, hang_seconds: float, take_more: Callable[[], bool]
+) -> bool:
+    """Waits until all `trainings`, calls with their ranks, are over, and says whether they stopped to regroup.
+
+    Raises the failure behind those that fail.
+    """
+    regroups = is_asked = False
     while trainings:
         done, _ = ray.wait([*trainings], timeout=_LOOK_SECONDS)
-        failures = [failure for call in done if (failure := _failure(call, trainings.pop(call)))]
-        failures += pulse.silent(trainings.values())
+        ends = [_end(call, trainings.pop(call)) for call in done]
+        failures = [end for end in ends if isinstance(end, RunFailedError)] + pulse.silent(trainings.values())
         if failures and trainings:
             done, _ = ray.wait([*trainings], num_returns=len(trainings), timeout=_SETTLE_SECONDS)
-            failures += [failure for call in done if (failure := _failure(call, trainings.pop(call)))]
+            failures += [end for call in done if isinstance(end := _end(call, trainings.pop(call)), RunFailedError)]
         if failures:
             raise first_cause(failures)
+        regroups = regroups or True in ends
+        if trainings and not ends:
+            pulse.check_steps(hang_seconds)
+        if not is_asked and pulse.sign is not None and pulse.sign.can_regroup and take_more():
+            is_asked = True
+            workers[0].regroup.remote()
+    return regroups
 
 
-def _failure(call: Any, rank: int) -> RunFailedError | None:
-    """How a call of `train` that is over has failed."""
+def _end(call: Any, rank: int) -> RunFailedError | bool:
+    """How a call of `train` that is over has ended."""
     try:
-        failure: RunFailedError | None = ray.get(call)
+        end: RunFailedError | bool = ray.get(call)
     except RayError as error:
         return of_ray(error, rank)
-    return failure
-
-
-class Pulse:
-    """Asks all workers for an answer, again and again. Who is stopped gives none, and is not dead for Ray."""
-
-    def __init__(self, workers: Mapping[int, Any]) -> None:
-        self._workers = workers
-        self._asked = {rank: (worker.answer.remote(), time.monotonic()) for rank, worker in workers.items()}
-
-    def silent(self, ranks: Iterable[int]) -> list[RunFailedError]:
-        """Those of `ranks` that have not answered for minutes, as failures. To be called every few seconds."""
-        now = time.monotonic()
-        for rank in ranks:
-            if ray.wait([self._asked[rank][0]], timeout=0)[0]:
-                self._asked[rank] = (self._workers[rank].answer.remote(), now)
-        gone = [rank for rank in ranks if now - self._asked[rank][1] > _SILENCE_SECONDS]
-        message = f"the worker's process has not answered for {_SILENCE_SECONDS:g} s"
-        return [RunFailedError(Reason.WORKER_DIED, message, rank) for rank in gone]
+    return end

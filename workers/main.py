@@ -1,29 +1,27 @@
 """`python -m workers.main`: the driver of one attempt. Order in, workers started and watched, exit code out.
 
-Dead workers are started again inside the attempt, up to `retry.max_failures` times; what that cannot mend ends the attempt at once.
 Loads neither torch nor the training: whoever submits waits for every import.
 """
 
+import itertools
 import json
 import logging
 import os
 import sys
-import time
-from datetime import UTC, datetime
 
-import psutil
 import ray
 from pydantic import ValidationError
 
 from mae_core.provenance import versions
+from workers.attempt import STARTED_AT, Attempt
 from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
-from workers.failures import RunFailedError, may_restart
-from workers.group import WorkerGroup
+from workers.failures import RunFailedError
 from workers.logs import configure_logging
 from workers.reporter import Reporter
 
 logger = logging.getLogger("maestro.driver")
-_STARTED_AT = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+_FIRST_INCARNATION = int(STARTED_AT.timestamp() * 1000)
+_times_told = itertools.count()
 _FINAL_REPORT_SECONDS = 600.0
 
 
@@ -37,28 +35,12 @@ def main() -> int:
     if order.contract != CONTRACT_VERSION:
         return _fail(order, _mismatch(order.contract))
     try:
-        fit(order)
+        ray.init(logging_level=logging.WARNING)
+        Attempt(order, lambda kind, **data: _tell(order, kind, patience_seconds=0.0, **data)).train()
     except RunFailedError as failure:
         return _fail(order, failure)
     logger.info("attempt %s is over", submission_id(order.job, order.attempt))
     return 0
-
-
-def fit(order: WorkOrder) -> None:
-    """Trains to the end, or raises RunFailedError."""
-    ray.init(logging_level=logging.WARNING)
-    num_restarts = 0
-    while True:
-        workers = WorkerGroup(order.spec.resources)
-        try:
-            return workers.train(order, {"driver_started_at": _STARTED_AT.isoformat()})
-        except RunFailedError as failure:
-            if not may_restart(failure) or num_restarts == order.spec.retry.max_failures:
-                raise
-            num_restarts += 1
-            logger.warning("worker %d failed: %s; all workers start again", failure.rank, failure.message)
-        finally:
-            workers.stop()
 
 
 def _refuse(text: str, error: ValidationError) -> int:
@@ -82,10 +64,19 @@ def _fail(order: WorkOrder, failure: RunFailedError) -> int:
     logger.error("attempt %s failed: %s: %s", submission_id(order.job, order.attempt), failure.reason, failure.message)
     if failure.reason is Reason.STALE_ATTEMPT:
         return 1
-    reporter = Reporter(order, incarnation=time.time_ns() // 1_000_000)
-    reporter.event(EventType.RUN_FAILED, reason=failure.reason, message=failure.message, rank=failure.rank)
-    reporter.close(_FINAL_REPORT_SECONDS)
+    told = {"reason": failure.reason, "message": failure.message, "rank": failure.rank}
+    _tell(order, EventType.RUN_FAILED, patience_seconds=_FINAL_REPORT_SECONDS, **told)
     return 1
+
+
+def _tell(order: WorkOrder, kind: EventType, *, patience_seconds: float, **data: object) -> None:
+    """Tells the service an event; what could not be sent within `patience_seconds` is sent beside what follows.
+
+    Each time by a reporter of its own: rank 0's may send from the same folder, which should not happen all the time.
+    """
+    reporter = Reporter(order, incarnation=_FIRST_INCARNATION + next(_times_told))  # older than those of all workers, whose points count
+    reporter.event(kind, **data)
+    reporter.close(patience_seconds)
 
 
 if __name__ == "__main__":

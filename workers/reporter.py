@@ -43,10 +43,11 @@ _SILENCE_SECONDS = 10.0  # after which an empty report says that this process li
 
 
 class Reporter:
-    """Rank 0's (or the driver's) voice. `desired_state` and `is_stale` are what the service last answered."""
+    """Rank 0's (or the driver's) voice. `desired_state`, `may_grow` and `is_stale` are what the service last answered."""
 
     def __init__(self, order: WorkOrder, incarnation: int) -> None:
         self.desired_state = DesiredState.RUN
+        self.may_grow = False
         self.is_stale = False
         self._incarnation = incarnation
         self._sequence = 0
@@ -165,7 +166,8 @@ class Reporter:
         elif answer.status_code in (400, 413, 422):
             logger.error("the service refused a report, which is dropped: %s %s", answer.status_code, answer.text[:500])
         elif answer.is_success:
-            self.desired_state = ReportAnswer.model_validate_json(answer.content).desired_state
+            told = ReportAnswer.model_validate_json(answer.content)
+            self.desired_state, self.may_grow = told.desired_state, told.may_grow
         else:
             logger.warning("the service answered %s; reports wait in %s", answer.status_code, self._spool)
             return False

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from pathlib import Path
 
 from mae_core.checkpoint import saving_group
@@ -37,6 +38,7 @@ from workers.results import commit_result
 from workers.saver import Saver
 from workers.scratch import forget_untouched, scratch_folder
 from workers.seat import Seat
+from workers.signals import Signals
 from workers.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -49,23 +51,35 @@ _UPLOAD_TIMEOUT = timedelta(days=1)  # one may upload for long while the others 
 _MAX_SHOWN = 20  # images or steps in one event
 
 
-def train_worker(post: Post, order: WorkOrder, times: Mapping[str, str]) -> None:
-    """One worker of one attempt, from the order to the committed result. `times`: when the run got where, for the report of its start."""
+class Stop(Enum):
+    """Why all workers stop before the end."""
+
+    CANCEL = auto()
+    PAUSE = auto()
+    REGROUP = auto()  # another number of workers goes on
+
+
+def train_worker(post: Post, order: WorkOrder, times: Mapping[str, str], signals: Signals) -> bool:
+    """One worker of one attempt, from the order to the committed result, or to where another number of workers goes on: then True.
+
+    `times`: when the run got where, for the report of its start.
+    """
     configure_logging()
     seat = Seat(join(post), post.machine, post.local_rank)
     with ExitStack() as stack:
-        worker = Leader(order, seat, stack, times) if seat.world.rank == 0 else Follower(order, seat, stack)
-        worker.train()
+        worker = Leader(order, seat, stack, signals, times) if seat.world.rank == 0 else Follower(order, seat, stack, signals)
+        return worker.train() is Stop.REGROUP
 
 
 class Follower:
     """A worker that trains along. It says nothing: whatever it has to tell, rank 0 learns by the training's own exchange."""
 
     reporter: Reporter | None = None
+    goes_on = False  # whether another start of the workers goes on where this one ends
     last: Progress | None = None  # the newest that this start of the run has yielded
 
-    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack) -> None:
-        self.order, self.seat, self.world = order, seat, seat.world
+    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, signals: Signals) -> None:
+        self.order, self.seat, self.world, self.signals = order, seat, seat.world, signals
         delays = Delays(self.reporter)
         self.store = ObjectStore(order.storage, delays)
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
@@ -82,10 +96,11 @@ class Follower:
         self._saved_step: int | None = None  # of the newest save; the same on all workers
         self._encoder: Path | None = None  # where the one that the spec names was downloaded to
 
-    def train(self) -> None:
-        """Trains to the end. Where the loss is not finite for too long, all workers go back to the newest training state, once."""
+    def train(self) -> Stop | None:
+        """Trains to the end, or until all stop. Where the loss is not finite for too long, all workers go back to the newest training
+        state, once."""
         if self.committed_before():
-            return
+            return None
         run, taken_up = self.open_run()
         self._stack.callback(lambda: self.saver.wait(_FINAL_SAVE_SECONDS))  # of whichever saver is the last
         self.started(taken_up)
@@ -96,11 +111,15 @@ class Follower:
             run = self._go_back(diverged)
             if (again := self._take_steps(run)) is not None:
                 raise again
-        if self.last is not None and self.last.stop_agreed and run.resumes and self.world.gather(self.pauses())[0]:
-            self._save_last(self.last.step, run)
+        stop = None
+        if self.last is not None and self.last.stop_agreed:
+            stop = self.world.gather(self.why_stop())[0]
+            if run.resumes and stop is not Stop.CANCEL:
+                self._save_last(self.last.step, run)
         self.saver.wait(_FINAL_SAVE_SECONDS)
         self.state_uploads.close(_FINAL_SAVE_SECONDS)
-        self.ended(run)
+        self.ended(run, stop)
+        return stop
 
     def committed_before(self) -> bool:
         """Whether the result is there already: an earlier start of the workers died between its commit and its end."""
@@ -118,8 +137,10 @@ class Follower:
     def open_run(self) -> tuple[Run, str | None]:
         """The run, taken up from the newest training state, and that state's prefix: the same one on all workers."""
         parts = S3Parts(self.store, result_prefix(self.order.prefix, self.order.spec.kind), self.scratch)
-        run = open_run(self.order.spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
+        spec = self.order.spec
+        run = open_run(spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
         taken_up = self._restoring.take_up(run, self.state_uploads, born=self._born) if run.resumes else None
+        self.goes_on = run.resumes or spec.kind == "embed"  # whose parts are kept as they are done
         incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]
         self.saver = Saver(*(self.order, self.world, self._group, self.state_uploads), incarnation=incarnation, reporter=self.reporter)
         return run, taken_up
@@ -133,15 +154,15 @@ class Follower:
     def went_back(self, why: DivergedError, taken_up: str | None) -> None:
         """Told when the run goes on from an earlier state."""
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: Run, stop: Stop | None) -> None:
         """Told when the last step was taken, or the run was stopped."""
 
     def wants_stop(self) -> bool:
         return False
 
-    def pauses(self) -> bool:
-        """Asked of all workers when they have agreed to stop: whether they save the last step. Rank 0 knows."""
-        return False
+    def why_stop(self) -> Stop:
+        """Asked of all workers when they have agreed to stop. Rank 0 knows."""
+        return Stop.CANCEL
 
     def gives_up(self) -> bool:
         """Whether nobody wants what the run still waits for. Rank 0 knows."""
@@ -170,6 +191,7 @@ class Follower:
         """All steps that are left; the error where the training diverged, without the frames that hold the run."""
         try:
             for progress in run.progress(self.wants_stop, self.saver.is_ready):
+                self._beat(progress)
                 self.tell(progress)
                 self.last = progress
                 self.saver.check()
@@ -180,8 +202,15 @@ class Follower:
             return error.with_traceback(None)
         return None
 
+    def _beat(self, progress: Progress) -> None:
+        if progress.stop_agreed or progress.step == progress.num_steps:
+            self.signals.rested()
+        else:
+            self.signals.stepped(progress.step)
+
     def _go_back(self, why: DivergedError) -> Run:
         logger.warning("%s; going back to the newest training state", why)
+        self.signals.rested()
         self.saver.wait()
         self.state_uploads.wait(_FINAL_SAVE_SECONDS)
         self.saver.check()
@@ -208,12 +237,12 @@ class Leader(Follower):
 
     reporter: Reporter
 
-    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, times: Mapping[str, str]) -> None:
+    def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, signals: Signals, times: Mapping[str, str]) -> None:
         self._times = {**times, "worker_started_at": datetime.now(UTC).isoformat()}
         self.incarnation = time.time_ns() // 1_000_000
         self.reporter = Reporter(order, self.incarnation)
         stack.callback(self.reporter.close, 5.0)  # after a failure; a run that ends well has closed it before
-        super().__init__(order, seat, stack)
+        super().__init__(order, seat, stack, signals)
         self._uploads = ReconstructionUploads(order, self.store, self.reporter)
         stack.callback(self._uploads.close, _FINAL_SAVE_SECONDS)
         self._pace = Pace()
@@ -234,15 +263,19 @@ class Leader(Follower):
         self.reporter.event(EventType.WENT_BACK, step=step, resumed_from=taken_up, message=str(why)[:500])
 
     def wants_stop(self) -> bool:
-        return self.reporter.is_stale or self.reporter.desired_state is not DesiredState.RUN
+        return self.signals.regroups or self.reporter.is_stale or self.reporter.desired_state is not DesiredState.RUN
 
-    def pauses(self) -> bool:
-        return not self.reporter.is_stale and self.reporter.desired_state is DesiredState.PAUSE
+    def why_stop(self) -> Stop:
+        """What the user wants goes first."""
+        if self.reporter.is_stale or self.reporter.desired_state is DesiredState.CANCEL:
+            return Stop.CANCEL
+        return Stop.PAUSE if self.reporter.desired_state is DesiredState.PAUSE else Stop.REGROUP
 
     def gives_up(self) -> bool:
         return self.reporter.is_stale or self.reporter.desired_state is DesiredState.CANCEL
 
     def tell(self, progress: Progress) -> None:
+        self.signals.can_regroup = self.goes_on and self.reporter.may_grow
         self.reporter.points(progress.points)
         if progress.evaluated:
             self.reporter.points([(progress.step, progress.evaluated)])
@@ -262,14 +295,17 @@ class Leader(Follower):
         if self.last is None:
             self.reporter.event(EventType.FIRST_STEP_TAKEN, step=progress.step)
 
-    def ended(self, run: Run) -> None:
-        if self.last is not None and self.last.stop_agreed:
-            self._stopped(self.last.step)
+    def ended(self, run: Run, stop: Stop | None) -> None:
+        if stop is Stop.REGROUP:  # of which the service hears when the others start
+            return
+        step = self.last.step if self.last is not None else 0
+        if stop is not None:
+            self._stopped(step)
             return
         try:
             self._finish(run)
         except WaitEndedError:
-            self._stopped(self.last.step if self.last is not None else 0)
+            self._stopped(step)
 
     def _stopped(self, step: int) -> None:
         if self.reporter.is_stale:

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cheap_pretraining, checkpoint_stall, cifar10, dispatch, embed, export, images, reattach, start_up, train_step
+from benchmarks import (
+    cheap_pretraining,
+    checkpoint_stall,
+    cifar10,
+    dispatch,
+    embed,
+    export,
+    images,
+    reattach,
+    recover,
+    start_up,
+    train_step,
+)
 from mae_core.options import ARCH_SIZES, ModelConfig
 from service.local import Seaweedfs
 from tests.conftest import LiveService
@@ -66,6 +78,15 @@ def test_start_up(live_service: LiveService, tmp_path: Path) -> None:
         assert seconds == sorted(seconds)
         assert 0 < seconds[0] < seconds[-1] == line[side]
     assert list(line["stages"]["ours"]) == list(start_up.STAGES)
+
+
+def test_recover(live_service: LiveService, tmp_path: Path) -> None:
+    line = recover.worker_killed(live_service.installation, live_service.client, tmp_path, num_workers=1, repeats=1, num_unmeasured=0)
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert min(line["ours"], line["peer"]) > 0
+    lost = recover.machine_lost(live_service.installation, live_service.client, repeats=1)
+    assert lost["value"] > 0
+    assert lost["seconds"] == [lost["value"]]
 
 
 def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

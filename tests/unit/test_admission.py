@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 600.0
 
 
 def in_line(job_id: str, num_cpus: int, num_gpus: int = 0, *, waited: float = 0.0) -> InLine:
-    return InLine(job_id, Needs(num_cpus, num_gpus), NOW - timedelta(seconds=waited))
+    return InLine(job_id, Needs(num_cpus, num_gpus), Needs(num_cpus, num_gpus), NOW - timedelta(seconds=waited))
 
 
 def room(num_cpus: float, num_gpus: float = 0.0, *, of: tuple[float, float] = (8, 8)) -> Budget:

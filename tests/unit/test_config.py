@@ -62,7 +62,11 @@ BAD = [
         r"evaluation\.labelled: the digits have 1 channel, but model\.in_chans is 3",
     ),
     ("pretrain", {"recipe": "large"}, r"recipe.*'paper' or 'small'"),
-    ("finetune", {"mix": {"mixup": 0.8}, "optim": {"accumulation": 4}}, r"mix: pairs of neighbours .* 1 images at a time"),
+    (
+        "finetune",
+        {"mix": {"mixup": 0.8}, "optim": {"accumulation": 4}},
+        r"batch_size 4 is not divisible by .* x 2 images that are mixed; use 8 or 16",
+    ),
     ("finetune", {"trainable_blocks": 12.5}, r"trainable_blocks 12\.5: the encoder has 12"),
     ("finetune", {"trainable_blocks": 0.7}, r"trainable_blocks.*multiple of 0\.5"),
     ("evaluate", {"optim": {"epochs": 3}}, r"optim.*Extra inputs"),
@@ -72,6 +76,24 @@ BAD = [
     ("pretrain", {"decoder": {"width": 100}}, r"decoder\.width.*multiple of 32"),
     ("pretrain", {"optim": {"batch_size": 10, "accumulation": 4}}, r"optim\.batch_size 10 is not divisible .*accumulation 4; use 8 or 12"),
     ("pretrain", {"resources": {"num_workers": 3}}, r"optim\.batch_size 4 is not divisible by 3 worker\(s\).*use 3 or 6"),
+    (
+        "pretrain",
+        {"resources": {"num_workers": {"min": 3, "max": 3}}},
+        r"optim\.batch_size 4 is not divisible by 3 worker\(s\).*use 3 or 6",
+    ),
+    (
+        "pretrain",
+        {"resources": {"num_workers": {"min": 5, "max": 7}}, "optim": {"batch_size": 11}},
+        r"optim\.batch_size 11 is not divisible by any number of workers from 5 to 7 x accumulation 1; use 10 or 12",
+    ),
+    ("pretrain", {"resources": {"num_workers": {"min": 2, "max": 1}}}, r"num_workers\.range .*min 2 is more than max 1"),
+    ("pretrain", {"resources": {"num_workers": {"max": 2}}}, r"num_workers\.range\.min Field required"),
+    ("pretrain", {"resources": {"num_workers": 0}}, r"num_workers\.number.*greater than or equal to 1"),
+    (
+        "pretrain",
+        {"resources": {"num_workers": {"min": 1, "max": 2}}, "optim": {"batch_size_per_device": 2}},
+        r"optim\.batch_size_per_device: it is another for 1 workers than for 2; leave it out",
+    ),
     ("pretrain", {"optim": {"warmup_epochs": 2}}, r"warmup_epochs 2 must be less than epochs 2"),
     ("pretrain", {"optim": {"betas": [0.9, 1.0]}}, r"optim\.betas\.1.*less than 1"),
     ("finetune", {"optim": {"betas": [-1, 0.9]}}, r"optim\.betas\.0.*greater than or equal to 0"),
@@ -150,6 +172,27 @@ def test_statistics_for_other_channels_than_three() -> None:
     assert data.normalize_for(4) == NormalizeConfig(mean=(0.5,) * 4, std=(0.5,) * 4)
     given = NormalizeConfig(mean=(0.1,), std=(0.2,))
     assert DataConfig(source=DATA, normalize=given).normalize_for(1) == given
+
+
+ELASTIC = {"resources": {"num_workers": {"min": 2, "max": 9}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "counts"),
+    [
+        (pretrain_spec(DATA), [1]),
+        (pretrain_spec(DATA, optim={"batch_size": 24}, **ELASTIC), [2, 3, 4, 6, 8]),
+        (pretrain_spec(DATA, optim={"batch_size": 24, "accumulation": 2}, masking={"num_masks": 2}, **ELASTIC), [2, 3, 6]),
+        (finetune_spec(DATA, optim={"batch_size": 24}, mix={"mixup": 0.5}, **ELASTIC), [2, 3, 4, 6]),
+        (finetune_spec(DATA, optim={"batch_size": 24}, mix={"mixup": 0, "cutmix": 0}, **ELASTIC), [2, 3, 4, 6, 8]),
+        (probe_spec(DATA, optim={"batch_size": 24}, data={"transform": {"flip": True}}, **ELASTIC), [2, 3, 4, 6, 8]),
+        (probe_spec(DATA, **ELASTIC), list(range(2, 10))),
+    ],
+)
+def test_an_elastic_run_has_as_many_workers_as_divide_its_batch(spec: Any, counts: list[int]) -> None:
+    assert spec.worker_counts() == counts
+    shared = spec.kind != "probe" or spec.data.transform is not None
+    assert (spec.optim.batch_size_per_device is None) == (len(counts) > 1 or not shared)
 
 
 def test_a_spec_takes_its_encoders_model() -> None:

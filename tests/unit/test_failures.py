@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from botocore.exceptions import ClientError
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
@@ -15,7 +14,7 @@ from mae_core.errors import DataError, DivergedError, EncoderError, SpecError
 from tests.unit.scripted_server import Answer, scripted_server
 from workers import main as driver
 from workers.causes import explain, explained
-from workers.contract import ORDER_VARIABLE, REASON_RULES, Reason, Report, StorageRef, WorkOrder
+from workers.contract import ORDER_VARIABLE, REASON_RULES, Reason, Report
 from workers.failures import RunFailedError, StaleAttemptError, StorageError, first_cause, may_restart, of_ray
 
 COLLATERAL = RunFailedError(Reason.WORKER_DIED, "[gloo] Connection closed by peer [127.0.0.1]", 0)
@@ -46,14 +45,14 @@ def test_reason_of_a_workers_error(error: Exception, reason: Reason) -> None:
 
 
 def test_a_failed_training_tells_its_failure_and_logs_where_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    def training() -> None:
+    def training() -> bool:
         raise DataError("no images below /data")
 
     failure = explained(2, training)
-    assert failure is not None
+    assert isinstance(failure, RunFailedError)
     assert (failure.reason, failure.message, failure.rank) == (Reason.DATA_ERROR, "no images below /data", 2)
     assert "in training" in caplog.text  # the traceback
-    assert explained(2, lambda: None) is None
+    assert explained(2, lambda: True) is True
 
 
 @pytest.mark.parametrize(
@@ -72,58 +71,6 @@ def test_reason_of_what_ray_tells(error: RayError, reason: Reason) -> None:
 def test_the_error_that_explains_itself_goes_before_its_consequences() -> None:
     telling = RunFailedError(Reason.DATA_ERROR, "no images below /data", 1)
     assert first_cause([COLLATERAL, telling, COLLATERAL]) is telling
-
-
-class Workers:
-    """Stands for WorkerGroup: each start fails as the next of `failures` says."""
-
-    failures: list[RunFailedError | None]
-    num_stopped: int
-
-    def __init__(self, resources: object) -> None:
-        pass
-
-    def train(self, order: WorkOrder, times: object) -> None:
-        if (failure := Workers.failures.pop(0)) is not None:
-            raise failure
-
-    def stop(self) -> None:
-        Workers.num_stopped += 1
-
-
-@pytest.fixture
-def order(monkeypatch: pytest.MonkeyPatch) -> WorkOrder:
-    monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(driver, "WorkerGroup", Workers)
-    Workers.num_stopped = 0
-    spec = {
-        "kind": "pretrain",
-        "name": "x",
-        "model": {"arch": "vit_tiny_patch4", "image_size": 8, "in_chans": 1},
-        "data": {"source": "digits"},
-    }
-    spec |= {"optim": {"epochs": 1, "batch_size": 2, "warmup_epochs": 0}, "retry": {"max_failures": 2}}
-    settings = {"job": "job1", "attempt": 1, "spec": spec, "token": "t", "service_url": "http://localhost", "prefix": "jobs/job1/"}
-    return WorkOrder.model_validate(settings | {"storage": StorageRef(bucket="b")})
-
-
-def test_dead_workers_start_again_up_to_a_limit(order: WorkOrder) -> None:
-    Workers.failures = [COLLATERAL, COLLATERAL, None]
-    driver.fit(order)
-    assert Workers.num_stopped == 3
-    Workers.failures = [COLLATERAL] * 3
-    with pytest.raises(RunFailedError) as failed:
-        driver.fit(order)
-    assert failed.value is COLLATERAL
-    assert Workers.num_stopped == 6
-
-
-@pytest.mark.parametrize("reason", [Reason.DATA_ERROR, Reason.STALE_ATTEMPT, Reason.OUT_OF_MEMORY, Reason.INTERNAL_ERROR])
-def test_what_a_restart_cannot_mend_ends_the_attempt(order: WorkOrder, reason: Reason) -> None:
-    Workers.failures = [RunFailedError(reason, "x", 1)]
-    with pytest.raises(RunFailedError):
-        driver.fit(order)
-    assert Workers.num_stopped == 1
 
 
 def test_an_order_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_too_many_workers(client: TestClient) -> None:
     assert answer.json()["errors"] == [
         {"field": "resources.num_workers", "message": "65 workers are more than this service allows; ask for 64 or fewer"}
     ]
+    elastic = post(client, PRETRAIN | {"resources": {"num_workers": {"min": 1, "max": 65}}, "optim": optim})
+    assert (elastic.status_code, elastic.json()["errors"]) == (422, answer.json()["errors"])
 
 
 def test_numbers_are_finite(client: TestClient) -> None:

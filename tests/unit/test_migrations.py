@@ -71,6 +71,7 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         row = session.get_one(JobRow, "j")
         assert (row.num_failures, row.attempt, row.version) == (2, 3, 9)
         assert row.desired_since == datetime(2026, 1, 2, tzinfo=UTC)
+        assert (row.max_cpus, row.max_gpus) == (8, 4)
         assert (row.num_cpus, row.num_gpus, row.project, row.priority, row.waiting_since) == (8, 4, "default", 0, None)
         row.status, row.desired_state = "paused", "pause"
     downgrade(database, "0001")

@@ -183,11 +183,12 @@ def test_what_a_retry_cannot_mend_is_not_retried(reason: Reason) -> None:
     assert decision == policy.End(JobStatus.FAILED, reason, "m")
 
 
-def test_workers_that_died_have_spent_their_restarts_inside_the_attempt() -> None:
-    told = attempt(reason=Reason.WORKER_DIED, message="rank 1")
+@pytest.mark.parametrize("reason", [Reason.WORKER_DIED, Reason.HUNG])
+def test_workers_that_died_or_hung_have_spent_their_restarts_inside_the_attempt(reason: Reason) -> None:
+    told = attempt(reason=reason, message="rank 1")
     decision = policy.after(job(JobStatus.RUNNING), told, ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=2)
-    detail = "attempt 1 ended with worker_died: rank 1"
-    assert decision == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, detail, cause=Reason.WORKER_DIED)
+    detail = f"attempt 1 ended with {reason}: rank 1"
+    assert decision == policy.End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, detail, cause=reason)
 
 
 @pytest.mark.parametrize(("seconds", "reason"), [(59, None), (61, Reason.WAITING_FOR_RESOURCES)])

@@ -40,10 +40,10 @@ def types(service: Service, job: str) -> list[str]:
 
 
 def test_the_answer_is_what_the_user_wants(send: Send, service: Service, job: str) -> None:
-    assert send().json() == {"desired_state": "run"}
+    assert send().json() == {"desired_state": "run", "may_grow": False}
     service.cancel(job)
-    assert send(sequence=1).json() == {"desired_state": "cancel"}
-    assert send(sequence=1).json() == {"desired_state": "cancel"}
+    assert send(sequence=1).json() == {"desired_state": "cancel", "may_grow": False}
+    assert send(sequence=1).json() == {"desired_state": "cancel", "may_grow": False}
 
 
 def test_events_move_the_job(send: Send, service: Service, job: str) -> None:

@@ -28,8 +28,9 @@ from workers.contract import Reason, WorkOrder
 from workers.objects import file_entry
 from workers.saver import SavingGroupError
 from workers.seat import Seat
+from workers.signals import Signals
 from workers.state_names import newest_first, state_name, state_prefix
-from workers.train_loop import Follower
+from workers.train_loop import Follower, Stop
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ class Recording(Follower):
     """A worker that keeps what happens to it."""
 
     def __init__(self, order: WorkOrder, world: World, stack: ExitStack) -> None:
-        super().__init__(order, Seat(world, 0, world.rank), stack)
+        super().__init__(order, Seat(world, 0, world.rank), stack, Signals())
         self.seen: list[Any] = []
 
     def started(self, taken_up: str | None) -> None:
@@ -185,7 +186,7 @@ class Recording(Follower):
     def went_back(self, why: DivergedError, taken_up: str | None) -> None:
         self.seen.append(("went back", str(why).split(" of rank")[0], taken_up and taken_up.split("/")[-2].split("-")[0]))
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: Run, stop: Stop | None) -> None:
         gc.collect()
         assert self.first_saver() is None, "its buffers are as large as the state"
         self.seen.append("ended")

@@ -45,6 +45,8 @@ def test_events_for_a_person() -> None:
     )
     steps = [{"step": 7, "rank": 1, "images": ["a.png"], "loss": "nan"}, {"step": 9, "rank": None, "images": ["b.png"], "loss": "inf"}]
     assert event_line(event("steps_dropped", count=2, steps=steps)) == "steps dropped: count 2, step 7, rank 1, loss nan"
+    hung = event_line(event("run_hung", rank=0, step=7, seconds=901.26, stacks={"0": "thread trainer:"}))
+    assert hung == "run hung: rank 0, step 7, seconds 901.3"
     assert event_line(event("of a later version")) == ""
 
 

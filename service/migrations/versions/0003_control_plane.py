@@ -17,7 +17,7 @@ def _where(condition: str) -> dict[str, Any]:
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("project", sa.String(64), nullable=False, server_default="default"))
-    for name in ("priority", "num_user_failures", "num_cpus", "num_gpus"):
+    for name in ("priority", "num_user_failures", "num_cpus", "num_gpus", "max_cpus", "max_gpus"):
         op.add_column("jobs", sa.Column(name, sa.Integer(), nullable=False, server_default=sa.text("0")))
     op.add_column("jobs", sa.Column("run_seconds", sa.Double(), nullable=False, server_default=sa.text("0")))
     op.add_column("jobs", sa.Column("waits_for", sa.String(40)))
@@ -29,7 +29,7 @@ def upgrade() -> None:
     for device in ("cpus", "gpus"):
         value = "json_extract(spec, '$.resources.{0}')" if is_sqlite else "(spec #>> '{{resources,{0}}}')::integer"
         workers, each = value.format("num_workers"), value.format(f"{device}_per_worker")
-        op.execute(f"UPDATE jobs SET num_{device} = coalesce({workers} * {each}, 0)")
+        op.execute(f"UPDATE jobs SET num_{device} = coalesce({workers} * {each}, 0), max_{device} = coalesce({workers} * {each}, 0)")
     parent = "json_extract(spec, '$.encoder.job')" if is_sqlite else "spec #>> '{encoder,job}'"
     op.execute(f"UPDATE jobs SET waits_for = {parent}")
     op.create_index("ix_jobs_waits_for", "jobs", ["waits_for"], **_where("waits_for IS NOT NULL"))
@@ -46,6 +46,8 @@ def downgrade() -> None:
         "run_seconds",
         "conditions",
         "waiting_since",
+        "max_gpus",
+        "max_cpus",
         "num_gpus",
         "num_cpus",
         "num_user_failures",
