@@ -27,6 +27,10 @@ class Delays:
         if self._reporter is not None and (is_first or data):
             self._reporter.event(EventType.UPLOAD_DELAYED, message=message[:500], **data)
 
+    def is_any(self) -> bool:
+        """Whether anything waits now."""
+        return bool(self._waiting)
+
     def ended(self, what: str, *, works: bool = True) -> None:
         """`what` waits no more: storage works again, or it was given up."""
         with self._lock:

@@ -80,8 +80,8 @@ class Follower:
 
     def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, signals: Signals) -> None:
         self.order, self.seat, self.world, self.signals = order, seat, seat.world, signals
-        delays = Delays(self.reporter)
-        self.store = ObjectStore(order.storage, delays)
+        self.delays = Delays(self.reporter)
+        self.store = ObjectStore(order.storage, self.delays)
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self._born = self.world.gather(time.time_ns() // 1_000_000)[0]
@@ -89,7 +89,7 @@ class Follower:
             forget_untouched(kept)
         self.states = LocalStates(order.job, self.world.rank, born=self._born)
         group = saving_group(self.world, timeout=_UPLOAD_TIMEOUT)
-        self.state_uploads = Uploads(order, self.store, self.world, group, self.states, delays=delays, reporter=self.reporter)
+        self.state_uploads = Uploads(order, self.store, self.world, group, self.states, delays=self.delays, reporter=self.reporter)
         stack.callback(self.state_uploads.close, 0.0)  # after a failure: what is on disk will be uploaded by the next start
         self._restoring = Restoring(order, self.store, self.states, seat, self._group, self.scratch)
         self._stack = stack
@@ -275,7 +275,7 @@ class Leader(Follower):
         return self.reporter.is_stale or self.reporter.desired_state is DesiredState.CANCEL
 
     def tell(self, progress: Progress) -> None:
-        self.signals.can_regroup = self.goes_on and self.reporter.may_grow
+        self.signals.can_regroup = self.goes_on and self.reporter.may_grow and not self.delays.is_any()  # it would wait for storage
         self.reporter.points(progress.points)
         if progress.evaluated:
             self.reporter.points([(progress.step, progress.evaluated)])
