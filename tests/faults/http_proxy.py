@@ -1,5 +1,6 @@
 """A proxy of an HTTP server that holds requests or answers back, and cuts answers: what a call that timed out may have done."""
 
+import contextlib
 import re
 import threading
 from collections.abc import Iterator
@@ -100,6 +101,11 @@ class HttpProxy:
             if caught.is_cut:
                 request.close_connection = True
                 return
+        with contextlib.suppress(ConnectionError):  # who asked may have given up
+            self._answer(request, answer, content)
+
+    @staticmethod
+    def _answer(request: BaseHTTPRequestHandler, answer: httpx.Response, content: bytes) -> None:
         request.send_response(answer.status_code)
         for name, value in answer.headers.multi_items():
             if name.lower() not in _HOP_BY_HOP:
