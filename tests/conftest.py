@@ -13,7 +13,7 @@ import pytest
 from service.client import MaestroClient
 from service.home import Home
 from service.local import RayHead, Seaweedfs, storage_environment
-from service.processes import RUN_VARIABLE, free_ports, sweep
+from service.processes import RUN_VARIABLE, free_ports, processes_of_run, sweep
 from service.up import BUCKET, Installation, running
 from tests.postgres import Postgres
 
@@ -136,6 +136,18 @@ class LiveService:
 
     def start_dispatcher(self) -> None:
         self.installation.dispatcher.launch()
+
+    def kill_of_ray(self, program: str) -> None:
+        """kill -9 to `gcs_server`, which makes a node the head, or to `raylet`; the rest of the head ends itself then."""
+        [process] = [
+            process for process in processes_of_run(self.run, part=self.installation.cluster.child.name) if process.name() == program
+        ]
+        process.kill()
+        process.wait(10)
+
+    def start_ray(self) -> None:
+        """A new head: it knows nothing of what ran."""
+        self.installation.cluster.start()
 
 
 @pytest.fixture(scope="session")

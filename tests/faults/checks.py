@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 
+import httpx
 import psutil
 import pytest
 
 from service.processes import processes_of_run
+from service.ray_jobs import HttpRayJobs
 from tests.conftest import LiveService
-from tests.integration.runs import Json, losses_of, wait_for, wait_for_end
+from tests.integration.runs import Json, losses_of, train_workers, wait_for, wait_for_end
 from workers.contract import ORDER_VARIABLE, submission_id
 
 TOLERANCE = 1e-5  # of losses after a change of the number of workers
@@ -65,6 +68,23 @@ def check_losses(found: Mapping[int, float], undisturbed: Mapping[int, float], *
     assert set(found) == set(undisturbed) if complete else set(found) <= set(undisturbed), sorted(set(found) ^ set(undisturbed))
     expected = {step: undisturbed[step] for step in found}
     assert dict(found) == (expected if exact else pytest.approx(expected, rel=TOLERANCE))
+
+
+def check_nothing_left(service: LiveService, job: str) -> None:
+    """For a job that was the only one: no process of it lives, and Ray has its devices back."""
+    wait_for(lambda: not drivers(service.run, job), seconds=60, what=f"the end of the drivers of {job}")
+    wait_for(lambda: not train_workers(service.run), seconds=60, what=f"the end of the workers of {job}")
+    cluster = service.installation.cluster
+    with closing(HttpRayJobs(cluster.url, token=cluster.token)) as ray:
+        wait_for(lambda: _num_placement_groups(service) == 0, seconds=60, what="the end of all placement groups")
+        wait_for(lambda: ray.resources().used_cpus == 0, seconds=60, what="all CPUs to be free")
+
+
+def _num_placement_groups(service: LiveService) -> int:
+    cluster = service.installation.cluster
+    headers = {"Authorization": f"Bearer {cluster.token}"}
+    answer = httpx.get(f"{cluster.url}/api/v0/placement_groups?limit=1000", headers=headers, trust_env=False, timeout=30)
+    return sum(group["state"] != "REMOVED" for group in answer.json()["data"]["result"]["result"])
 
 
 def drivers(run: str, job: str | None = None) -> list[psutil.Process]:

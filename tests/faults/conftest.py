@@ -10,7 +10,9 @@ import pytest
 
 from tests.conftest import LiveService
 from tests.faults.outcome import MOMENTS, Outcomes
+from tests.faults.services import OnPostgres, on_postgres
 from tests.integration.runs import Json, losses_of, wait_for_end
+from tests.postgres import Postgres
 
 _OUTCOMES = pytest.StashKey[Outcomes]()
 _NUM_LEFT_OUT = pytest.StashKey[int]()
@@ -70,3 +72,14 @@ def undisturbed(live_service: LiveService) -> Callable[[Json], dict[int, float]]
         return known[key]
 
     return losses
+
+
+@pytest.fixture(scope="session")
+def postgres_service(live_service: LiveService, run_mark: str) -> Iterator[OnPostgres]:
+    """A second service on the same Ray and object storage, whose database is on a PostgreSQL server of its own."""
+    server = Postgres(run=run_mark)
+    try:
+        with on_postgres(live_service, server.start()) as service:
+            yield service
+    finally:
+        server.close()
