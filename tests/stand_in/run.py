@@ -24,7 +24,8 @@ from workers.contract import (
     WorkOrder,
     result_prefix,
 )
-from workers.objects import ObjectStore, state_folder
+from workers.objects import ObjectStore
+from workers.state_names import state_name, state_prefix
 
 log = logging.getLogger(__name__)
 _last_incarnation = 0
@@ -92,7 +93,7 @@ class SimulatedRun:
         newest = next(iter(await self._stored(lambda store: store.training_states(order.prefix))), None)
         saved = int(newest.partition("step=")[2].partition("-")[0]) if newest else 0
         reporter.event(
-            EventType.WORKERS_STARTED, incarnation=reporter.incarnation, num_workers=order.spec.resources.num_workers, resumed_from=newest
+            EventType.WORKERS_STARTED, incarnation=reporter.incarnation, num_workers=order.spec.worker_counts()[0], resumed_from=newest
         )
         for step in range(saved + 1, script.num_steps + 1):
             await asyncio.sleep(script.step_seconds)
@@ -124,7 +125,7 @@ class SimulatedRun:
     async def _save(self, step: int) -> None:
         assert self._reporter is not None
         order, incarnation = self._order, self._reporter.incarnation
-        prefix = state_folder(order.prefix, step=step, attempt=order.attempt, incarnation=incarnation)
+        prefix = state_prefix(order.prefix, state_name(step=step, attempt=order.attempt, incarnation=incarnation))
         manifest = TrainingStateManifest(
             job=order.job, attempt=order.attempt, incarnation=incarnation, step=step, files={}, created_at=datetime.now(UTC)
         )
