@@ -24,7 +24,8 @@ from tests.unit.saving import stored_steps, work_on
 from workers import train_loop
 from workers.contract import StorageRef, WorkOrder
 from workers.seat import Seat
-from workers.train_loop import Follower
+from workers.signals import Signals
+from workers.train_loop import Follower, Stop
 
 NUM_STEPS = 48  # 12 epochs of 4 steps: 48 images, 12 in each
 KILLS = 4  # of each of the 6 ways to train
@@ -37,7 +38,7 @@ class Watched(Follower):
     """A worker, rank 0 too, that tells the test each step: ("started", state), ("step", number, loss, images), ("ended", weights)."""
 
     def __init__(self, order: WorkOrder, world: World, stack: ExitStack, tell_test: Tell, stop_after: int) -> None:
-        super().__init__(order, Seat(world, 0, world.rank), stack)
+        super().__init__(order, Seat(world, 0, world.rank), stack, Signals())
         self._tell_test, self._stop_after = tell_test, stop_after
         self._images: list[int] = []
 
@@ -66,7 +67,7 @@ class Watched(Follower):
     def wants_stop(self) -> bool:
         return self.last is not None and self.last.step >= self._stop_after
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: Run, stop: Stop | None) -> None:
         self.saver.wait()
         state = run.training_state()
         whole = {name: state[name].full_tensor() if isinstance(state[name], DTensor) else state[name] for name in sorted(state)}  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from tests.unit.saving import PREFIX, order, stored_steps, work_on
 from workers import train_loop
 from workers.failures import StorageError
 from workers.seat import Seat
+from workers.signals import Signals
 from workers.train_loop import Follower
 
 
@@ -23,7 +24,7 @@ def take_up(world: World, folder: Path) -> tuple[str, str | None]:
     work_on(folder / "machine")
     with ExitStack() as stack:
         try:
-            follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, 0, world.rank), stack)
+            follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, 0, world.rank), stack, Signals())
             run, taken_up = follower.open_run()
             if not away(folder / "s3").exists():
                 assert follower.state_uploads.wait(60)
@@ -37,7 +38,7 @@ def save_one(world: World, folder: Path, step: int) -> None:
     train_loop.ObjectStore = lambda *_: FolderStore(folder / "s3")  # type: ignore[assignment, misc]
     work_on(folder / "machine")
     with ExitStack() as stack:
-        follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, 0, world.rank), stack)
+        follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, 0, world.rank), stack, Signals())
         run, _ = follower.open_run()
         follower.saver.save(step, run.training_state() | {"step": torch.tensor(step)})
         follower.saver.wait()
@@ -95,7 +96,7 @@ def take_up_on_machines(world: World, folder: Path) -> str | None:
     starts = []
     for _ in range(2):
         with ExitStack() as stack:
-            follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, world.rank, 0), stack)
+            follower = Follower(order(folder / "images", num_workers=world.size), Seat(world, world.rank, 0), stack, Signals())
             run, taken_up = follower.open_run()
             starts.append(taken_up)
             for step in (3, 6):
