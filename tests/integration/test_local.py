@@ -67,16 +67,16 @@ def test_no_port_of_ray_takes_a_strangers_job_or_tells_of_ours(ray_head: RayHead
     job = {"entrypoint": f"touch {tmp_path}/started"}
     asked = [("POST", path) for path in ("/api/jobs/", "/api/job_agent/jobs/")]
     asked += [("GET", path) for path in ("/api/jobs/", "/nodes?view=summary", "/api/v0/tasks", "/api/v0/logs")]
-    refusing = set()
+    ports, refusing = ray_head._ports, set()
     for port in {port for process, _, port in listeners(run_mark) if process not in ("weed", "postgres")}:
         for method, path in asked:
             try:
                 answer = httpx.request(method, f"http://127.0.0.1:{port}{path}", headers=headers, json=job, trust_env=False, timeout=2)
             except httpx.HTTPError:  # it speaks something else
                 break
-            assert answer.status_code >= 400, (port, method, path)
+            is_metrics = method == "GET" and port == ports["metrics-export-port"]  # Prometheus's figures, whatever the path
+            assert answer.status_code >= 400 or is_metrics, (port, method, path)
             refusing |= {port} if answer.status_code in (401, 403) else set()
-    ports = ray_head._ports
     assert refusing >= {ports["dashboard-port"], ports["dashboard-agent-listen-port"]}
     assert not (tmp_path / "started").exists()
 
@@ -103,7 +103,7 @@ def test_who_has_no_token_cannot_join_the_cluster(ray_head: RayHead, port: str, 
 
     assert code() == "UNAUTHENTICATED"
     assert code(("authorization", f"Bearer {'wrong' * 8}")) == "UNAUTHENTICATED"
-    assert code(("authorization", f"Bearer {ray_head.token}")) == "OK"
+    assert code(("authorization", f"Bearer {ray_head.token}")) in ("OK", "NOT_FOUND")  # it is heard: not found is its client
 
 
 def test_a_job_has_the_storage_keys_and_our_mark(ray_head: RayHead, seaweedfs: Seaweedfs, run_mark: str) -> None:
