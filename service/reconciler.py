@@ -28,6 +28,7 @@ class Reconciler:
         self._clock = clock
         self._due_at = clock()
         self._suspects: set[str] = set()
+        self.num_known = 0  # Ray jobs, also those that are over, at the last sweep
 
     def sweep_when_due(self) -> None:
         now = self._clock()

@@ -15,8 +15,6 @@ from service.settings import Settings
 from service.storage import Storage
 from workers.contract import Reason
 
-_MANY = 10  # runs, from which on one answer for all is cheaper than one for each
-
 
 class World:
     """One round's view, as of `now`. Answers are taken when first asked for."""
@@ -31,10 +29,8 @@ class World:
         self._ray_jobs: dict[str, RayJob] | None = None
         self._admission: Wait | Admission | None = None
 
-    def expect(self, num_runs: int) -> None:
-        """So many runs will be asked for."""
-        if num_runs < _MANY:
-            return
+    def look_at_all(self) -> None:
+        """One answer for all runs, before many of them are asked for."""
         try:
             self._ray_jobs = self._ray.list()
         except RayUnreachable as error:

@@ -131,3 +131,16 @@ def test_a_look_at_many_costs_no_statement_for_each(service: Service, num_jobs: 
     assert asked == []
     assert waiting(service, queued) == queued
     assert {service.job(job_id).status for job_id in running} == {JobStatus.RUNNING}
+
+
+@pytest.mark.parametrize(("num_known", "each"), [(0, False), (120, False), (130, True)])
+def test_a_few_runs_among_many_old_ones_are_asked_for_one_by_one(service: Service, num_known: int, each: bool) -> None:
+    """Ray's answer for all has every run that it ever had."""
+    service.ray.cluster = ClusterResources(20, 0)
+    running = [service.start(**wants(1)) for _ in range(12)]
+    asked: list[str] = []
+    real = service.ray.info
+    service.ray.info = lambda submission_id: (asked.append(submission_id), real(submission_id))[1]  # type: ignore[method-assign, func-returns-value]
+    service.dispatcher._reconciler.num_known = num_known
+    service.tick(10)
+    assert sorted(asked) == (sorted(f"{job_id}-a1" for job_id in running) if each else [])
