@@ -155,7 +155,7 @@ def test_killed_while_storage_is_away_it_goes_on_from_its_disk(place: Place, des
 
 def test_a_pause_waits_for_storage_to_have_its_state(place: Place, desk: Desk, undisturbed: dict[int, float]) -> None:
     order = place.order(desk)
-    with place.proxy.having(Faults(write_status=507)), place.start(order, hold_at=(4,)) as worker:
+    with place.proxy.having(Faults(write_status=507)), place.start(order, hold_at=(1,)) as worker:
         desk.wanted = DesiredState.PAUSE
         assert worker.told(0) == "held"
         wait_for(lambda: desk.told(EventType.UPLOAD_DELAYED), seconds=60, what="that it waits")
@@ -173,7 +173,7 @@ def test_a_pause_waits_for_storage_to_have_its_state(place: Place, desk: Desk, u
 
 @pytest.mark.parametrize("moment", ["pausing", "finalizing"])
 def test_a_cancel_ends_the_wait(place: Place, desk: Desk, moment: str) -> None:
-    with place.proxy.having(Faults(write_status=507)), place.start(place.order(desk), hold_at=(4,)) as worker:
+    with place.proxy.having(Faults(write_status=507)), place.start(place.order(desk), hold_at=(1,)) as worker:
         desk.wanted = DesiredState.PAUSE if moment == "pausing" else DesiredState.RUN
         assert worker.told(0) == "held"
         wait_for(lambda: desk.told(EventType.UPLOAD_DELAYED), seconds=60, what="that it waits")
