@@ -20,6 +20,7 @@ from tests.unit.scripted_server import Answer, Request, scripted_server
 from workers import train_loop
 from workers.contract import MANIFEST, DesiredState, Event, EventType, Report, ReportAnswer, StorageRef, WorkOrder
 from workers.seat import Seat
+from workers.signals import Signals
 from workers.train_loop import Leader
 
 PREFIX = "jobs/job1/"
@@ -99,7 +100,7 @@ def work(_: World, tell: Callable[[Any], None], order: WorkOrder, machine: Path,
                 tell("held")
 
     with ExitStack() as stack:
-        Held(order, Seat(World(), 0, 0), stack, {}).train()
+        Held(order, Seat(World(), 0, 0), stack, Signals(), {}).train()
     tell("ended")
 
 
