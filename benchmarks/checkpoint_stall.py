@@ -55,6 +55,8 @@ class Listener:
         else:
             self.failure = f"{kind}: {data}"
 
+    def spool(self) -> None: ...
+
 
 class Measurement:
     """Blocks of steps of one run, each timed from its save to the end of its last step."""

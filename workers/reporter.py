@@ -51,7 +51,9 @@ class Reporter:
         self.is_stale = False
         self._incarnation = incarnation
         self._sequence = 0
-        self._lock = threading.Lock()
+        self._order = order
+        self._lock = threading.Lock()  # of what was told and is not on disk: nobody holds it for long
+        self._spooling = threading.Lock()  # of the spool and its numbers
         self._steps: list[tuple[int, dict[str, float]]] = []
         self._events: list[Event] = []
         self._progress: RunProgress | None = None
@@ -87,6 +89,14 @@ class Reporter:
         with self._lock:
             self._events.append(event)
 
+    def spool(self) -> None:
+        """Has the disk hold all that was told so far: before a training state says that its steps need not be taken again."""
+        try:
+            while self._spool_next():
+                pass
+        except OSError:
+            logger.exception("reports could not be written; they wait in memory")
+
     def close(self, timeout: float) -> bool:
         """Sends what is left, for up to `timeout` seconds. False where something could not be sent (it stays in the spool)."""
         self._closing.set()
@@ -94,6 +104,10 @@ class Reporter:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
+        try:
+            self._take_over()
+        except OSError:
+            logger.exception("what earlier attempts have told could not be taken over")
         pause = _INTERVAL_SECONDS
         while True:
             closing = self._closing.wait(pause)
@@ -117,18 +131,42 @@ class Reporter:
             if closing:
                 time.sleep(pause)
 
+    def _take_over(self) -> None:
+        """Tells the points that earlier attempts could not send from this machine: of an old attempt the service hears nothing more."""
+        for folder in spools().glob(f"{self._order.job}-a*"):
+            number = folder.name.removeprefix(f"{self._order.job}-a")
+            if not number.isdigit() or int(number) >= self._order.attempt:
+                continue
+            for path in sorted(folder.glob("*.json")):
+                with contextlib.suppress(ValidationError):
+                    report = Report.model_validate_json(path.read_bytes())
+                    with self._spooling:
+                        own = {"incarnation": self._incarnation, "sequence": self._sequence, "events": [], "progress": None}
+                        if report.points is not None:
+                            self._write(report.model_copy(update=own).model_dump_json().encode())
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _write(self, report: bytes) -> None:
+        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._spool / f"{self._incarnation:016d}-{self._sequence:08d}.json"
+        path.with_suffix(".new").write_bytes(report)
+        path.with_suffix(".new").rename(path)
+        self._sequence += 1
+
     def _spool_next(self) -> bool:
         """Writes the next report to the spool; False where there is nothing to say."""
+        with self._spooling:
+            return self._spool_one()
+
+    def _spool_one(self) -> bool:
         with self._lock:
             if not (self._steps or self._events or self._progress):
                 return False
             steps, events, progress = self._steps[:MAX_POINTS], self._events[:MAX_EVENTS], self._progress
         if (content := self._report(steps, events, progress)) is not None:
-            self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path = self._spool / f"{self._incarnation:016d}-{self._sequence:08d}.json"
-            path.with_suffix(".new").write_bytes(content)
-            path.with_suffix(".new").rename(path)
-            self._sequence += 1
+            self._write(content)
         with self._lock:  # only what is written, or never can be, is forgotten
             del self._steps[: len(steps)], self._events[: len(events)]
             self._progress = None if self._progress is progress else self._progress

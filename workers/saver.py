@@ -55,6 +55,8 @@ class Saver:
     def _write(self, step: int, staged: State) -> None:
         name = state_name(step=step, attempt=self._order.attempt, incarnation=self._incarnation)
         folder = self._uploads.states.folder(name)
+        if self._reporter is not None:
+            self._reporter.spool()
         try:
             manifest = self._manifest(step, self._write_files(staged, folder))
         except Exception as error:

@@ -38,17 +38,18 @@ class ChaosProxy:
     @contextmanager
     def having(self, faults: Faults) -> Iterator[None]:
         """With these faults for all connections, old ones are cut, until the block ends."""
-        self._set(faults)
+        self.set(faults)
         try:
             yield
         finally:
-            self._set(Faults())
+            self.set(Faults())
 
     def close(self) -> None:
         self._listening.close()
-        self._set(Faults(refuse=True))
+        self.set(Faults(refuse=True))
 
-    def _set(self, faults: Faults) -> None:
+    def set(self, faults: Faults) -> None:
+        """These faults from now on; connections that there are are cut."""
         with self._lock:
             self._faults = faults
             for connection in self._open:

@@ -20,16 +20,16 @@ from tests.integration.runs import Json, events_of, losses_of, pretrain_spec, tr
 from workers.contract import MANIFEST
 
 SEED = 5
-NUM_STEPS = 66
+NUM_STEPS = 176
 TRAINING = pretrain_spec(
-    optim={"epochs": 6, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1},
-    evaluation={"every_epochs": 6},
+    optim={"epochs": 16, "batch_size": 128, "base_lr": 1e-3, "warmup_epochs": 1},
+    evaluation={"every_epochs": 16},
     resources={"num_workers": 1},
-    checkpoint={"every_steps": 5},
+    checkpoint={"every_steps": 20},
 )
 DOWN, FULL = Faults(refuse=True), Faults(write_status=507)
 PASSABLE = {
-    "S3 slow": Faults(chunk_seconds=0.005),
+    "S3 slow": Faults(chunk_seconds=0.02),
     "S3 fails after it has committed": Faults(lose_answers=0.4),
     "TCP to S3 cut at random": Faults(cut_within_bytes=40_000_000),
 }
@@ -153,8 +153,6 @@ def test_a_pause_waits_for_storage(service: ProxiedService, undisturbed: dict[in
     with service.storage.having(faults):
         service.client.pause(job)
         wait_for_delay(service, job)
-        [stopped] = wait_for(lambda: events_of(service.client, job, "pause_requested"), seconds=30, what="the wish") and [None]
-        assert stopped is None
         assert service.client.job(job)["status"] == "pausing"
     wait_for(lambda: service.client.job(job)["status"] == "paused", seconds=120, what="the pause")
     [told] = events_of(service.client, job, "run_stopped")
@@ -184,7 +182,7 @@ def test_a_worker_killed_while_storage_is_down_goes_on_from_its_disk(service: Pr
         worker.kill()
         starts = wait_for(lambda: len(found := events_of(service.client, job, "workers_started")) == 2 and found, seconds=120, what="it")
         assert starts[1]["resumed_from"] is not None
-        assert not service.has_object(starts[1]["resumed_from"]), "storage does not have it"
+        assert not service.has_object(starts[1]["resumed_from"] + MANIFEST), "storage does not have it"
     check_job(service, job, attempts=1, undisturbed=undisturbed)
 
 

@@ -39,6 +39,8 @@ class Told:
     def event(self, kind: EventType, **data: Any) -> None:
         self.events.append((str(kind), data))
 
+    def spool(self) -> None: ...
+
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.events]
 

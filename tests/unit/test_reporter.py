@@ -106,6 +106,28 @@ def test_what_a_dead_process_left_is_sent_by_the_next(spool: Path) -> None:
     assert [(report.incarnation, report.sequence) for report in sent] == [(1, 0), (2, 0)]
 
 
+def test_what_an_earlier_attempt_could_not_send_is_told_by_the_next(spool: Path) -> None:
+    """Its points: the run goes on behind them. Its events were that attempt's, of which the service hears nothing more."""
+    earlier, others = (order("http://127.0.0.1:9").model_copy(update=update) for update in ({"attempt": 1}, {"job": "job1-a1"}))
+    for given in (earlier, others):
+        dying = Reporter(given, incarnation=1)
+        dying.points([(step, {"loss": 1.0}) for step in range(1500)])
+        dying.event(EventType.FIRST_STEP_TAKEN, step=1)
+        dying.spool()
+        assert dying._steps == []
+        dying._closing.set()
+    with scripted_server(lambda _: answer()) as server:
+        reporter = Reporter(order(server.url), incarnation=2)
+        reporter.points([(1500, {"loss": 5.0})])
+        assert reporter.close(10)
+        sent = reports(server.requests)
+    assert {request.path for request in server.requests} == {"/v1/jobs/job1/attempts/2/reports"}
+    assert [(report.incarnation, report.sequence) for report in sent] == [(2, 0), (2, 1), (2, 2)]
+    assert [step for report in sent if report.points for step in report.points.steps] == list(range(1501))
+    assert [report.events for report in sent] == [[], [], []]
+    assert [folder.name for folder in spool.parent.iterdir()] == ["job1-a1-a2"]
+
+
 def test_cancel_and_a_newer_attempt_are_heard() -> None:
     with scripted_server(lambda _: answer(DesiredState.CANCEL)) as server:
         reporter = Reporter(order(server.url), incarnation=1)
