@@ -36,7 +36,8 @@ from workers.contract import JobStatus
 
 _QUIET_SHARE = 0.05  # of the jobs: when no more are left, the harm ends
 _HARM_SECONDS = 600.0  # at most
-_SETTLE_SECONDS = 240.0  # from the last harm to the deadline
+_HARM_SECONDS_ON_RAY = 3600.0
+_SETTLE_SECONDS = 240.0  # without harm and without any job's end: those that are left are stuck
 _LOOK_SECONDS = 2.0
 Json = dict[str, Any]
 log = logging.getLogger("tests.faults.chaos")
@@ -80,6 +81,7 @@ def on_ray(folder: Path, *, num_jobs: int, seed: int) -> tuple[Json, Verdict]:
             seed=seed,
             lives=lambda: _lives_on_ray(installation, client),
             expected={job.name: losses for job in planned},
+            harm_seconds=_HARM_SECONDS_ON_RAY,
         )
     return {"name": "chaos", "on": "ray", "database": "sqlite", **line}, verdict
 
@@ -120,12 +122,15 @@ def _carry_out(
 def _until_all_have_ended(
     client: MaestroClient, planned: list[PlannedJob], submitting: Future[None], harmer: Harmer, *, harm_seconds: float
 ) -> None:
-    """Returns when all jobs have ended, or at the deadline. Before the last ones end there is no harm any more."""
-    began, quiet_at = time.monotonic(), None
+    """Returns when all jobs have ended, or no more do. Before the last ones end there is no harm any more."""
+    began, quiet_at, num_before = time.monotonic(), None, len(planned)
     while True:
         num_left = len(planned) - sum(JobStatus(view["status"]).is_terminal for view in _listed(client, planned))
         log.info("%d of %d jobs have not ended", num_left, len(planned))
         submitted, now = submitting.done(), time.monotonic()
+        if quiet_at is not None and num_left < num_before:
+            quiet_at = now
+        num_before = num_left
         if quiet_at is None and ((submitted and num_left <= len(planned) * _QUIET_SHARE) or now - began > harm_seconds):
             harmer.stop()
             quiet_at = now

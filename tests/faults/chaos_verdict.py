@@ -38,7 +38,7 @@ class Verdict:
         user has cancelled it.
     doubled: one key has become two jobs; or there are more runs of it than attempts, or two of one attempt (but for runs that Ray's head
         has forgotten); or two that live at one time (one ends after the next has begun), or two first steps of one start of the workers.
-    stuck: not ended by the deadline.
+    stuck: not ended, and for minutes without harm no other has.
     wrong: it has succeeded, and a loss is not that of the undisturbed run. (Losses that a process died with are missing: those of its last
         second, when it was killed after it had committed its result.)
     """
