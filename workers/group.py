@@ -105,10 +105,10 @@ class WorkerGroup:
         self._machines: dict[int, str] = {}
         self._began_at: float | None = None
 
-    def train(self, order: WorkOrder, times: Mapping[str, str], *, take_more: Callable[[], bool]) -> bool:
+    def train(self, order: WorkOrder, times: Mapping[str, str], *, take_more: Callable[[bool], bool]) -> bool:
         """Waits for the end of the training, and says whether it stopped so that more workers go on. Raises RunFailedError.
 
-        `take_more` is called every few seconds while the training can be stopped so; it is, once that says True.
+        `take_more` is asked every few seconds, with whether the training can be stopped so; it is, once that says True.
         """
         places = _places([worker.place.remote() for worker in self._workers])
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
@@ -172,7 +172,7 @@ def _places(calls: Sequence[Any]) -> list[Place]:
 
 
 def _watch(
-    trainings: dict[Any, int], workers: Mapping[int, Any], pulse: Pulse, *, hang_seconds: float, take_more: Callable[[], bool]
+    trainings: dict[Any, int], workers: Mapping[int, Any], pulse: Pulse, *, hang_seconds: float, take_more: Callable[[bool], bool]
 ) -> bool:
     """Waits until all `trainings`, calls with their ranks, are over, and says whether they stopped to regroup.
 
@@ -191,7 +191,7 @@ def _watch(
         regroups = regroups or True in ends
         if trainings and not ends:
             pulse.check_steps(hang_seconds)
-        if not is_asked and pulse.sign is not None and pulse.sign.can_regroup and take_more():
+        if not is_asked and take_more(pulse.sign is not None and pulse.sign.can_regroup):
             is_asked = True
             workers[0].regroup.remote()
     return regroups

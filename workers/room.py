@@ -83,9 +83,10 @@ class Growth:
         self._began_at = time.monotonic()
         self._free_since: float | None = None
 
-    def take_more(self) -> bool:
-        """Whether room for more workers is held from now on. To be called every few seconds."""
-        if not self._larger:
+    def take_more(self, can_grow: bool) -> bool:
+        """Whether room for more workers is held from now on. To be called every few seconds. `can_grow`: whether the training would now."""
+        if not self._larger or not can_grow:
+            self._free_since = None
             return False
         now, held = time.monotonic(), self._room.num_workers
         fitting = [count for count in self._larger if count <= held + free_workers(self._resources)]

@@ -44,6 +44,7 @@ from workers.uploads import Uploads
 logger = logging.getLogger(__name__)
 
 _FINAL_REPORT_SECONDS = 24 * 3600.0  # a finished run waits so long for a service that is away: it gives nobody its devices, either
+_REGROUP_SECONDS = 600.0  # for storage to take the last state; without it the others go on from the one before
 _LOOK_SECONDS = 2.0  # while storage is waited for, whether anybody still wants it
 _FINAL_SAVE_SECONDS = 60.0
 _SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs while it writes to its disk
@@ -115,7 +116,8 @@ class Follower:
         if self.last is not None and self.last.stop_agreed:
             stop = self.world.gather(self.why_stop())[0]
             if run.resumes and stop is not Stop.CANCEL:
-                self._save_last(self.last.step, run)
+                patience_seconds = _REGROUP_SECONDS if stop is Stop.REGROUP else STORAGE_PATIENCE_SECONDS
+                self._save_last(self.last.step, run, patience_seconds=patience_seconds)
         self.saver.wait(_FINAL_SAVE_SECONDS)
         self.state_uploads.close(_FINAL_SAVE_SECONDS)
         self.ended(run, stop)
@@ -168,18 +170,18 @@ class Follower:
         """Whether nobody wants what the run still waits for. Rank 0 knows."""
         return False
 
-    def _save_last(self, step: int, run: Run) -> None:
+    def _save_last(self, step: int, run: Run, *, patience_seconds: float = STORAGE_PATIENCE_SECONDS) -> None:
         """Saves the state after the last step, and waits until storage has it. A save that fails costs the steps since the one before."""
         self.saver.wait()
         self.saver.check()
         if self._saved_step != step:  # else it was due at this step anyway: its folder is committed, or is to stay without a manifest
             self.saver.save(step, run.training_state())
             self.saver.wait()
-        self._await_uploads()
+        self._await_uploads(patience_seconds)
 
-    def _await_uploads(self) -> None:
-        """Waits until storage has all states, for a day, or until nobody wants them any more."""
-        give_up_at = time.monotonic() + STORAGE_PATIENCE_SECONDS
+    def _await_uploads(self, patience_seconds: float) -> None:
+        """Waits until storage has all states, or has been away for too long, or until nobody wants them any more."""
+        give_up_at = time.monotonic() + patience_seconds
         while True:
             is_done = self.state_uploads.wait(_LOOK_SECONDS)
             self.saver.check()

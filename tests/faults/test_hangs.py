@@ -24,7 +24,7 @@ def spec_of(images: Path) -> Json:
     return pretrain_spec(
         model={"arch": "vit_tiny_patch4", "image_size": 8},
         data={"source": str(images)},
-        optim={"epochs": 60, "batch_size": 8, "base_lr": 1e-3, "warmup_epochs": 1},
+        optim={"epochs": 20, "batch_size": 8, "base_lr": 1e-3, "warmup_epochs": 1},
         retry={"hang_minutes": 0.2},
     )
 

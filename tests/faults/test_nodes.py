@@ -11,8 +11,7 @@ from tests.ray_nodes import RayNode, second_node
 
 Undisturbed = Callable[[Json], dict[int, float]]
 ELASTIC = pretrain_spec(
-    model={"arch": "vit_tiny_patch2", "image_size": 8, "in_chans": 1},  # slow steps: there are few of them while a machine comes back
-    optim={"epochs": 6, "batch_size": 256, "base_lr": 1e-4, "warmup_epochs": 1},
+    optim={"epochs": 16, "batch_size": 128, "base_lr": 1e-4, "warmup_epochs": 1},
     resources={"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 2},  # one worker fills a machine
     checkpoint={"every_steps": 5},
 )
@@ -31,19 +30,32 @@ def sizes(service: LiveService, job: str) -> list[int]:
 
 @pytest.mark.fault("a machine lost, and back", "running")
 def test_an_elastic_run_shrinks_and_grows(live_service: LiveService, undisturbed: Undisturbed, node: RayNode) -> None:
-    spec = ELASTIC | {"optim": {"epochs": 16, "batch_size": 256, "base_lr": 1e-4, "warmup_epochs": 1}}
+    spec = ELASTIC | {  # slow steps: there are few of them while the machine is away and for as long as the run keeps calm
+        "model": {"arch": "vit_tiny_patch2", "image_size": 8, "in_chans": 1},
+        "optim": {"epochs": 16, "batch_size": 256, "base_lr": 1e-4, "warmup_epochs": 1},
+    }
     expected = undisturbed(spec)
     job = live_service.client.submit(spec | {"name": "elastic"})["id"]
     wait_for_step(live_service.client, job, 7)
     node.lose()
     wait_for(lambda: len(sizes(live_service, job)) == 2, seconds=60, what="the start of the worker that is left")
     node.start()
-    check_job(live_service, job, attempts=1, undisturbed=expected, exact=False)
+    check_job(live_service, job, attempts=1, undisturbed=expected, exact=False, seconds=600)
     assert sizes(live_service, job) == [2, 1, 2]
-    [failed] = events_of(live_service.client, job, "workers_failed")
-    assert (failed["reason"], failed["num_workers_before"], failed["restart"], failed["max_restarts"]) == ("worker_died", 2, 1, 3)
     statuses = [data["to"] for data in events_of(live_service.client, job, "status_changed")]
     assert statuses == ["starting", "running", "finalizing", "succeeded"]  # growing is no pause
+
+
+@pytest.mark.fault("a machine lost", "running", ci=True)
+def test_an_elastic_run_goes_on_with_what_is_left(live_service: LiveService, undisturbed: Undisturbed, node: RayNode) -> None:
+    expected = undisturbed(ELASTIC)
+    job = live_service.client.submit(ELASTIC | {"name": "elastic"})["id"]
+    wait_for_step(live_service.client, job, 12)
+    node.lose()
+    check_job(live_service, job, attempts=1, undisturbed=expected, exact=False)
+    assert sizes(live_service, job) == [2, 1]
+    [failed] = events_of(live_service.client, job, "workers_failed")
+    assert (failed["reason"], failed["num_workers_before"], failed["restart"], failed["max_restarts"]) == ("worker_died", 2, 1, 3)
 
 
 @pytest.mark.fault("a machine lost", "starting")

@@ -46,7 +46,7 @@ class Workers:
         self._room = room
         self._seconds, self._end = Workers.ends.pop(0)
 
-    def train(self, order: WorkOrder, times: object, *, take_more: Callable[[], bool]) -> bool:
+    def train(self, order: WorkOrder, times: object, *, take_more: Callable[[bool], bool]) -> bool:
         if isinstance(self._end, RunFailedError):
             raise self._end
         if self._end:

@@ -64,8 +64,8 @@ class Training:
         )
         return group._watch({"0": 0, "1": 1}, {0: worker, 1: worker}, pulse, hang_seconds=60.0, take_more=self._take_more)
 
-    def _take_more(self) -> bool:
-        self.num_offers += 1
+    def _take_more(self, can_grow: bool) -> bool:
+        self.num_offers += can_grow
         return self.num_offers == 2
 
 

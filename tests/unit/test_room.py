@@ -92,11 +92,11 @@ def growth(cluster: Cluster) -> Growth:
     return Growth(held, RESOURCES, [2, 4, 8])
 
 
-def looks(growth: Growth, cluster: Cluster, *, seconds: int) -> bool:
+def looks(growth: Growth, cluster: Cluster, *, seconds: int, can_grow: bool = True) -> bool:
     """Whether it grows within so many seconds."""
     for _ in range(seconds):
         cluster.now += 1.0
-        if growth.take_more():
+        if growth.take_more(can_grow):
             return True
     return False
 
@@ -122,6 +122,15 @@ def test_a_run_that_has_just_begun_does_not_grow(growth: Growth, cluster: Cluste
     assert not looks(growth, cluster, seconds=29)
     assert looks(growth, cluster, seconds=1)
     assert growth._room.num_workers == 8
+
+
+def test_a_run_that_may_not_grow_has_seen_nothing_free(growth: Growth, cluster: Cluster) -> None:
+    cluster.now += 100.0
+    cluster.free = cluster.said = 6
+    assert not looks(growth, cluster, seconds=9)
+    assert not looks(growth, cluster, seconds=20, can_grow=False)  # a job waits for it
+    assert not looks(growth, cluster, seconds=10)
+    assert looks(growth, cluster, seconds=1)
 
 
 def test_what_ray_calls_free_may_have_no_room(growth: Growth, cluster: Cluster) -> None:
