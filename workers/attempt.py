@@ -61,7 +61,7 @@ class Attempt:
             if pause is None:
                 raise
             self._tell_failure(failure)
-            num_lost, lost = workers.lost()
+            num_lost, lost = self._room.lost()
         finally:
             workers.stop()
         left = self._room.num_workers - num_lost

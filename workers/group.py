@@ -18,7 +18,7 @@ from mae_core.options import ResourcesConfig
 from workers.contract import WorkOrder
 from workers.failures import RunFailedError, first_cause, of_ray
 from workers.pulse import Pulse
-from workers.room import Room, lost_machines
+from workers.room import Room
 from workers.signals import Sign, Signals, stacks
 
 logger = logging.getLogger("maestro.driver")
@@ -102,7 +102,6 @@ class WorkerGroup:
             ).remote()
             for strategy in room.strategies()
         ]
-        self._machines: dict[int, str] = {}
         self._began_at: float | None = None
 
     def train(self, order: WorkOrder, times: Mapping[str, str], *, take_more: Callable[[bool], bool]) -> bool:
@@ -113,23 +112,16 @@ class WorkerGroup:
         places = _places([worker.place.remote() for worker in self._workers])
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
         posts = posts_of(places, addresses)
-        self._machines = {post.rank: places[index].machine for index, post in posts.items()}
+        machines = {post.rank: places[index].machine for index, post in posts.items()}
         self._began_at = time.monotonic()
         times = {**times, "workers_placed_at": datetime.now(UTC).isoformat()}
         trainings = {self._workers[index].train.remote(post, order, times): post.rank for index, post in posts.items()}
         workers = {post.rank: self._workers[index] for index, post in posts.items()}
-        return _watch(
-            trainings, workers, Pulse(workers, self._machines), hang_seconds=order.spec.retry.hang_minutes * 60, take_more=take_more
-        )
+        return _watch(trainings, workers, Pulse(workers, machines), hang_seconds=order.spec.retry.hang_minutes * 60, take_more=take_more)
 
     def trained_seconds(self) -> float:
         """Since all had their places."""
         return 0.0 if self._began_at is None else time.monotonic() - self._began_at
-
-    def lost(self) -> tuple[int, set[str]]:
-        """How many workers' machines are lost, and which those are."""
-        machines = lost_machines(self._machines.values())
-        return sum(machine in machines for machine in self._machines.values()), machines
 
     def stop(self) -> None:
         """Ends the processes, all but those that are stopped: these end with their room."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mae_core.options import ResourcesConfig
@@ -66,6 +66,13 @@ class Room:
             for group, num_workers in self._held
             for index in range(num_workers)
         ]
+
+    def lost(self) -> tuple[int, set[str]]:
+        """For how many workers the room is lost with its machines, as far as can be seen, and which those are."""
+        tables = [placement_group_table(group) for group, _ in self._held]
+        machines: list[str] = [machine for table in tables for machine in table["bundles_to_node_id"].values()]
+        lost = lost_machines(machines)
+        return sum(machine in lost for machine in machines), lost - {""}
 
     def give_back(self) -> None:
         """Ends the processes in it, too, even those that are stopped."""

@@ -20,6 +20,8 @@ HOUR = 3600.0
 class Room:
     """Holds as many workers as were asked for last."""
 
+    lost_next: tuple[int, set[str]] = (0, set())
+
     def __init__(self, resources: object) -> None:
         self.num_workers = 0
         Room.asked: list[tuple[int, set[str]]] = []
@@ -28,6 +30,9 @@ class Room:
     def find(self, counts: Sequence[int], *, at_most: int, avoid: set[str] = frozenset()) -> None:  # type: ignore[assignment]
         Room.asked.append((at_most, set(avoid)))
         self.num_workers = max([count for count in counts if count <= at_most], default=counts[0])
+
+    def lost(self) -> tuple[int, set[str]]:
+        return Room.lost_next
 
     def give_back(self) -> None:
         Room.given_back += 1
@@ -39,7 +44,6 @@ class Workers:
 
     ends: list[tuple[float, RunFailedError | bool]]
     sizes: list[int]
-    lost_next: tuple[int, set[str]] = (0, set())
 
     def __init__(self, resources: object, room: Any) -> None:
         Workers.sizes.append(room.num_workers)
@@ -56,9 +60,6 @@ class Workers:
     def trained_seconds(self) -> float:
         return self._seconds
 
-    def lost(self) -> tuple[int, set[str]]:
-        return Workers.lost_next
-
     def stop(self) -> None:
         pass
 
@@ -71,7 +72,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(attempt, "Room", Room)
     monkeypatch.setattr(attempt, "free_workers", lambda resources: 4)
     monkeypatch.setattr(attempt.time, "sleep", pauses.append)
-    Workers.sizes, Workers.lost_next = [], (0, set())
+    Workers.sizes, Room.lost_next = [], (0, set())
     return pauses
 
 
@@ -151,7 +152,7 @@ def test_where_the_workers_hang_is_told(pauses: list[float], caplog: pytest.LogC
 
 
 def test_an_elastic_run_takes_what_is_free_and_goes_on_with_what_is_left(pauses: list[float]) -> None:
-    Workers.lost_next = (3, {"b"})
+    Room.lost_next = (3, {"b"})
     train([(10.0, DIED), (10.0, True), (10.0, False)], num_workers={"min": 1, "max": 8})
     assert Workers.sizes == [4, 1, 2]
     assert Room.asked == [(4, set()), (1, {"b"})]  # it grew into the room that it held already

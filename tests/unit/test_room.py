@@ -163,3 +163,16 @@ def test_lost_machines_are_those_that_take_no_connection(monkeypatch: pytest.Mon
     monkeypatch.setattr(room.ray, "nodes", lambda: nodes)
     assert lost_machines(["there", "gone", "given up", "there", "never seen"]) == {"gone", "given up", "never seen"}
     assert lost_machines([]) == set()
+
+
+def test_room_is_lost_with_its_machines(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that Ray is looking for another place for has none."""
+    held = Room(RESOURCES)
+    held.find([1, 2], at_most=2)
+    assert held.take(2, seconds=3.0)
+    tables = [{0: "a", 1: "b"}, {0: "b", 1: ""}]
+    monkeypatch.setattr(
+        room, "placement_group_table", lambda group: {"bundles_to_node_id": tables[[held._held[0][0], held._held[1][0]].index(group)]}
+    )
+    monkeypatch.setattr(room, "lost_machines", lambda machines: set(machines) - {"a"})
+    assert held.lost() == (3, {"b"})
