@@ -1,7 +1,7 @@
 """The table of faults × moments: which of its cells run, and what came of them.
 
 A cell is a test marked `@pytest.mark.fault("kill -9 of the API", "running", ci=True)`. Without `--faults` only those with `ci=True` run;
-`--outcome FILE` writes the table.
+`--outcome FILE` writes the table, or into one that is there what came of the cells that ran.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path, outcomes = session.config.getoption("--outcome"), session.config.stash.get(_OUTCOMES, None)
     if path is not None and outcomes is not None and not session.config.option.collectonly:
-        path.write_text(outcomes.as_markdown())
+        path.write_text(outcomes.as_markdown(path.read_text() if path.exists() else ""))
 
 
 @pytest.fixture(scope="session")

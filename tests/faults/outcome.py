@@ -38,22 +38,33 @@ class Outcomes:
             return "not run"
         return "skipped" if "skipped" in found else "passed" if found else ""
 
-    def as_markdown(self) -> str:
-        faults = list(dict.fromkeys(fault for fault, _ in self._num_planned))
-        told = [self.of(cell) for cell in self._num_planned]
-        sums = ", ".join(f"{told.count(name)} {name}" for name in ("passed", "FAILED", "skipped", "not run") if name in told)
+    def as_markdown(self, before: str = "") -> str:
+        """The table. A cell that this run has no test for stays as it was `before`, in the table's last text."""
+        at, known = commit(), _cells(before)
+        told = {cell: self.of(cell) for cell in self._num_planned}
+        sums = ", ".join(
+            f"{count} {name}" for name in ("passed", "FAILED", "skipped", "not run") if (count := [*told.values()].count(name))
+        )
+        known |= {cell: f"{outcome} {at}" for cell, outcome in told.items()}
+        faults = list(dict.fromkeys(fault for fault, _ in known))
         rows = [
             "# Faults × moments",
             "",
-            f"{self._started_at:%Y-%m-%d}, commit {commit()}, {os.cpu_count()} CPUs, {self.seconds:.0f} s, by `make faults`: {sums}.",
-            "After each fault no job was lost, none started twice, every status right, every loss the undisturbed run's.",
-            "An empty cell does not apply.",
+            f"Last run: {self._started_at:%Y-%m-%d}, commit {at}, {os.cpu_count()} CPUs, {self.seconds:.0f} s: {sums}.",
+            "Each cell says what came of it and at which commit; `make faults` runs all. After each fault no job was lost, none started",
+            "twice, every status right, every loss the undisturbed run's. An empty cell does not apply.",
             "",
             f"| fault | {' | '.join(MOMENTS)} |",
             f"|---|{'---|' * len(MOMENTS)}",
-            *(f"| {fault} | {' | '.join(self.of((fault, moment)) for moment in MOMENTS)} |" for fault in faults),
+            *(f"| {fault} | {' | '.join(known.get((fault, moment), '') for moment in MOMENTS)} |" for fault in faults),
         ]
         return "\n".join(rows) + "\n"
+
+
+def _cells(text: str) -> dict[Cell, str]:
+    """What a table says, by cell."""
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    return {(row[0], moment): told for row in rows[1:] for moment, told in zip(MOMENTS, row[1:], strict=True) if told}
 
 
 def commit() -> str:

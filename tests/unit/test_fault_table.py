@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
-from tests.faults.outcome import Outcomes
+from tests.faults.outcome import Outcomes, commit
 
 CELLS = """
 import pytest
@@ -50,8 +50,23 @@ def test_all_cells_and_their_table(tmp_path: Path) -> None:
     assert "1 failed, 3 passed, 1 skipped" in done.stdout
     assert "left out" not in done.stdout
     lines = (tmp_path / "outcome.md").read_text().splitlines()
-    assert lines[-2:] == ["| kill -9 of the API |  | passed | FAILED |  |", "| disk full | skipped | passed |  |  |"]
-    assert "by `make faults`: 2 passed, 1 FAILED, 1 skipped." in lines[2]
+    at = commit()
+    assert lines[-2:] == [f"| kill -9 of the API |  | passed {at} | FAILED {at} |  |", f"| disk full | skipped {at} | passed {at} |  |  |"]
+    assert "s: 2 passed, 1 FAILED, 1 skipped." in lines[2]
+
+
+def test_cells_that_did_not_run_stay_as_they_were() -> None:
+    one, new = ("fault", "running"), ("other", "starting")
+    before = (
+        "# Faults\n\n| fault | starting | running | saving | stopping |\n|---|---|---|---|---|\n| fault |  | FAILED abc | passed abc |  |\n"
+    )
+    outcomes = Outcomes([[one], [new]])
+    for cell in (one, new):
+        outcomes.add([cell], phase="call", outcome="passed", seconds=1)
+    at = commit()
+    table = outcomes.as_markdown(before)
+    assert table.splitlines()[-2:] == [f"| fault |  | passed {at} | passed abc |  |", f"| other | passed {at} |  |  |  |"]
+    assert outcomes.as_markdown(table) == table
 
 
 def test_a_cell_of_no_moment_is_refused(tmp_path: Path) -> None:
