@@ -86,7 +86,8 @@ def worker_of_rank(service: LiveService, rank: int, *, num_workers: int = 2) -> 
             return sorted(found, key=lambda process: not speak[found.index(process)])
         return []
 
-    return wait_for(workers, seconds=60, what="the one worker that speaks with the service")[rank]
+    found: list[psutil.Process] = wait_for(workers, seconds=60, what="the one worker that speaks with the service")
+    return found[rank]
 
 
 def _speaks_with(process: psutil.Process, port: int) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -72,11 +72,8 @@ def on_postgres(live: LiveService, server: Postgres) -> Iterator[OnPostgres]:
         "MAESTRO_SERVICE_URL": installation.url,
         "MAESTRO_LEASE_SECONDS": str(LEASE_SECONDS),
     }
-    for part, is_ready in (("api", lambda: answers(installation.url)), ("dispatcher", lambda: True)):
-        child = getattr(live.installation, part).child
-        name = f"{child.name} on PostgreSQL"
-        environment = child.environment | own
-        setattr(installation, part, Server(Child(name, child.command, environment=environment, log=live.home.log(name), is_ready=is_ready)))
+    installation.api = _moved(live, live.installation.api, own, is_ready=lambda: _answers(installation.url))
+    installation.dispatcher = _moved(live, live.installation.dispatcher, own, is_ready=lambda: True)
     with MaestroClient(installation.url, live.home.secrets().api_token, patience_seconds=30) as client:
         service = OnPostgres(installation, client, server)
         try:
@@ -88,7 +85,13 @@ def on_postgres(live: LiveService, server: Postgres) -> Iterator[OnPostgres]:
             installation.api.stop()
 
 
-def answers(url: str) -> bool:
+def _moved(live: LiveService, server: Server, own: dict[str, str], *, is_ready: Callable[[], bool]) -> Server:
+    """One more of a server, with settings of its own."""
+    child, name = server.child, f"{server.child.name} on PostgreSQL"
+    return Server(Child(name, child.command, environment=child.environment | own, log=live.home.log(name), is_ready=is_ready))
+
+
+def _answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/livez", timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
