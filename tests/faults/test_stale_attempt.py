@@ -10,6 +10,7 @@ from tests.faults.checks import check_job, drivers
 from tests.faults.moments import BY_ONE_WORKER, start, states
 from tests.integration.runs import Json, events_of, train_workers, wait_for
 from workers.contract import MANIFEST, EncoderManifest
+from workers.state_names import age, newest_first
 
 Undisturbed = Callable[[Json], dict[int, float]]
 
@@ -35,7 +36,7 @@ def test_it_stops(live_service: LiveService, undisturbed: Undisturbed, moment: s
     check_heard_no_more(live_service, job, attempt=1)
     folder = live_service.installation.storage.client().get_object(Bucket="maestro", Key=f"jobs/{job}/encoder/{MANIFEST}")
     assert EncoderManifest.model_validate_json(folder["Body"].read()).attempt == 2
-    assert {name.split("-")[1] for name in states(live_service, job)[1]} == {"a2"}
+    assert age(newest_first(states(live_service, job)[1])[0])[0] == 2
 
 
 def freeze(service: LiveService, job: str) -> list[psutil.Process]:
