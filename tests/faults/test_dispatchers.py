@@ -11,7 +11,7 @@ import pytest
 
 from service.up import Server
 from tests.conftest import LiveService
-from tests.faults.checks import check_job, check_nothing_left
+from tests.faults.checks import check_job, check_nothing_left, drivers
 from tests.faults.http_proxy import proxy_of
 from tests.faults.moments import BY_ONE_WORKER, go_on, start
 from tests.faults.services import LEASE_SECONDS, also_dispatched_by, dispatched_by
@@ -137,6 +137,8 @@ def test_a_stop_that_timed_out(live_service: LiveService) -> None:
     with proxy_of(live_service.installation.cluster.url) as proxy, dispatched_by(live_service, ray_url=proxy.url):
         stop = proxy.cut(*STOP)
         job = start(live_service, "starting")
+        [driver] = drivers(live_service.run, job)
+        driver.suspend()  # its workers do not begin, so nobody but Ray can stop the run
         live_service.client.cancel(job)
         stop.wait()
         check_job(live_service, job, status="cancelled", reason="cancelled_by_user", attempts=1)
