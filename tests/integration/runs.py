@@ -81,5 +81,11 @@ def losses_of(client: MaestroClient, job: str) -> dict[int, float]:
 
 def train_workers(run: str) -> list[psutil.Process]:
     """The processes that train, oldest first."""
-    found = [process for process in processes_of_run(run) if "ray::TrainWorker" in process.name() + "".join(process.cmdline())]
-    return sorted(found, key=lambda process: process.create_time())
+    return sorted(filter(_trains, processes_of_run(run)), key=lambda process: process.create_time())
+
+
+def _trains(process: psutil.Process) -> bool:
+    try:
+        return "ray::TrainWorker" in process.name() + "".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
