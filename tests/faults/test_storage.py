@@ -189,9 +189,7 @@ def test_a_worker_killed_while_storage_is_down_goes_on_from_its_disk(service: Pr
 @pytest.mark.parametrize(
     ("faults", "moment"),
     [
-        pytest.param(
-            faults, moment, marks=pytest.mark.fault(name, moment, ci=(name, moment) == ("S3 fails after it has committed", "saving"))
-        )
+        pytest.param(faults, moment, marks=pytest.mark.fault(name, moment))
         for name, faults in PASSABLE.items()
         for moment in ("starting", "running", "saving")
     ],
@@ -223,7 +221,7 @@ def test_the_losses_are_those_of_one_that_repeats_itself(undisturbed: dict[int, 
     assert sorted(undisturbed) == list(range(1, NUM_STEPS + 1))
 
 
-@cells("TCP to the API cut at random", "starting", "running", "saving", ci="running")
+@cells("TCP to the API cut at random", "starting", "running", "saving")
 def test_the_way_to_the_api_is_cut(service: ProxiedService, undisturbed: dict[int, float], moment: str) -> None:
     """What the workers tell arrives whole, each report once, whether its answer was lost or it itself."""
     before = service.way_to_api.num_faults
