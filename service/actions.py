@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import update
+from sqlalchemy import literal, or_, update
 from sqlalchemy.orm import Session
 
 from service import endings, launches, leases, lifecycle, policy, submission
@@ -89,9 +89,16 @@ class Actions:
         def apply(session: Session, now: datetime) -> None:
             lifecycle.set_reason(session, job.id, reason=wait.reason, detail=wait.detail, now=now, lease=claimed.token)
             since = job.waiting_since or now if in_line else None
-            session.execute(update(JobRow).where(JobRow.id == job.id).values(waiting_since=since))
+            may_stand = or_(
+                JobRow.status.in_([JobStatus.QUEUED, JobStatus.RECOVERING]), literal(since is None)
+            )  # not one launched meanwhile
+            session.execute(update(JobRow).where(JobRow.id == job.id, may_stand).values(waiting_since=since))
 
         self.apply(claimed, apply, seconds=wait.seconds)
+
+    def begin_round(self) -> None:
+        """What a round that failed has left is not this one's."""
+        self._unchanged = []
 
     def release_unchanged(self) -> None:
         """End the leases of a round's jobs at which there was nothing to do. Of many, each is looked at less often."""

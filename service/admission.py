@@ -57,6 +57,7 @@ class Budget:
     def __init__(self, cluster: ClusterResources, *, reserved: Needs, released: Needs) -> None:
         self.total = Needs(cluster.num_cpus, cluster.num_gpus)
         used = Needs(cluster.used_cpus, cluster.used_gpus).less(released)
+        self.ours = self.total.less(used.less(reserved))  # but for what others use, who may keep it for ever
         self.free = self.total.less(Needs(max(used.num_cpus, reserved.num_cpus), max(used.num_gpus, reserved.num_gpus)))
 
 
@@ -88,8 +89,8 @@ def admit(line: Iterable[InLine], budget: Budget, *, now: datetime, patience_sec
     """Goes down the line, in its order (priority, then age), and lets start who fits into what those before leave.
 
     So a small job passes a large one that has no room yet, at first. Once the large one has waited for `patience_seconds`, what is free is
-    kept for it, and only those pass that fit beside it: it starts when enough of the runs have ended. One that needs more than the whole
-    cluster has keeps nothing.
+    kept for it, and only those pass that fit beside it: it starts when enough of the runs have ended. One that needs more than the cluster
+    has without what others use keeps nothing.
     """
     left = budget.free
     admitted: set[str] = set()
@@ -101,7 +102,7 @@ def admit(line: Iterable[InLine], budget: Budget, *, now: datetime, patience_sec
         if one.needs.fits(left):
             left = left.less(one.at_most)
             admitted.add(one.job_id)
-        elif one.needs.fits(budget.total) and one.waiting_since is not None and now - one.waiting_since >= patience:
+        elif one.needs.fits(budget.ours) and one.waiting_since is not None and now - one.waiting_since >= patience:
             left = left.less(one.needs)
             keeps.append(one.job_id)
     return Admission(budget, frozenset(admitted), tuple(keeps))

@@ -82,6 +82,7 @@ class Dispatcher:
         looks_at_line = work.is_new_in_line or (work.waits_in_line and now >= self._line_at)
         if not work.is_due and not looks_at_line:
             return 0
+        self._actions.begin_round()
         world = World(self._database, self._storage, self._ray, self._settings, now=now)
         admitted: frozenset[str] = frozenset()
         if looks_at_line:

@@ -74,6 +74,9 @@ def end_attempt(
     if row.ended_at is not None:
         return
     row.ended_at = now
+    job = session.get_one(JobRow, row.job_id)
+    job.conditions = None  # of its workers: the next ones tell anew
+    session.flush()
     if row.started_at is not None:
         trained = (now - row.started_at).total_seconds()
         session.execute(update(JobRow).where(JobRow.id == row.job_id).values(run_seconds=JobRow.run_seconds + trained))

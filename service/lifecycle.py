@@ -18,7 +18,7 @@ ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.RUNNING: frozenset({JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.PAUSING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.FINALIZING: frozenset({JobStatus.SUCCEEDED, JobStatus.RECOVERING, JobStatus.PAUSED, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.RECOVERING: frozenset({JobStatus.STARTING, JobStatus.PAUSED, JobStatus.STOPPING}),
-    JobStatus.PAUSING: frozenset({JobStatus.PAUSED, JobStatus.FINALIZING, JobStatus.STOPPING, JobStatus.FAILED}),
+    JobStatus.PAUSING: frozenset({JobStatus.PAUSED, JobStatus.FINALIZING, JobStatus.RECOVERING, JobStatus.STOPPING, JobStatus.FAILED}),
     JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
     JobStatus.STOPPING: frozenset({JobStatus.FINALIZING, JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.SUCCEEDED: frozenset(),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from mae_core.options import RetryConfig
 from service.admission import Admission
 from service.models import AttemptRow, JobRow
 from service.ray_jobs import RayJob, RayStatus
@@ -181,7 +182,7 @@ def why_it_ends(job: JobRow) -> Reason | None:
 
 def _is_over_time(job: JobRow, attempt: AttemptRow, *, now: datetime, grace_seconds: float) -> bool:
     """Whether it has trained for too long. A run that has taken its last step may write its result, unless it hangs in that."""
-    limit = job.spec["time_limit_hours"]
+    limit = job.spec.get("time_limit_hours")  # a job of an earlier version has none
     if limit is None or attempt.started_at is None or job.status not in (JobStatus.RUNNING, JobStatus.FINALIZING):
         return False
     trained = job.run_seconds + (now - attempt.started_at).total_seconds()
@@ -210,12 +211,12 @@ def after(
         return End(JobStatus.FAILED, reason, detail)
     if job.desired_state == DesiredState.PAUSE and retry is Retry.INFRASTRUCTURE:  # it goes on from its last training state
         return _PAUSED
-    failures = _failures(job, attempt, retry, now=now)
-    budget = job.spec["retry"]
+    budget = RetryConfig.model_validate(job.spec["retry"])
+    failures = _failures(job, attempt, retry, budget, now=now)
     if (
         reason not in (Reason.WORKER_DIED, Reason.HUNG)  # the driver has spent its own on those
-        and failures.num_failures <= budget["max_failures"]
-        and failures.num_user_failures <= budget["max_user_failures"]
+        and failures.num_failures <= budget.max_failures
+        and failures.num_user_failures <= budget.max_user_failures
     ):
         num_before = failures.num_failures + failures.num_user_failures - 1
         return Recover(reason, detail, min(backoff_seconds * 2**num_before, MAX_BACKOFF_SECONDS), failures)
@@ -225,9 +226,9 @@ def after(
     return End(JobStatus.FAILED, Reason.RETRIES_EXHAUSTED, last, cause=reason)
 
 
-def _failures(job: JobRow, attempt: AttemptRow, retry: Retry, *, now: datetime) -> Failures:
+def _failures(job: JobRow, attempt: AttemptRow, retry: Retry, budget: RetryConfig, *, now: datetime) -> Failures:
     """With this one; those before a run that went well for long are forgotten."""
-    forgiven = timedelta(hours=job.spec["retry"]["forgive_after_hours"])
+    forgiven = timedelta(hours=budget.forgive_after_hours)
     went_well = attempt.started_at is not None and now - attempt.started_at >= forgiven
     before = Failures(0, 0) if went_well else Failures(job.num_failures, job.num_user_failures)
     is_user = retry is Retry.USER

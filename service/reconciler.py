@@ -42,9 +42,9 @@ class Reconciler:
 
     def _sweep(self) -> None:
         """Stops what had no attempt under way at the last sweep, either: a run that ends by itself has that long for it."""
-        runs = {
-            name for name, job in self._ray.list().items() if not job.status.is_over and job.metadata.get(DEPLOYMENT) == self._deployment
-        }
+        known = self._ray.list()
+        self.num_known = len(known)
+        runs = {name for name, job in known.items() if not job.status.is_over and job.metadata.get(DEPLOYMENT) == self._deployment}
         with self._database.read() as session:  # after Ray's answer: an attempt is there before its run
             orphans = runs - set(session.scalars(select(AttemptRow.submission_id).where(AttemptRow.ended_at.is_(None))))
         for name in sorted(orphans & self._suspects):

@@ -1,5 +1,6 @@
 """What a dispatcher sees of Ray and object storage in one round. What did not answer once is not asked again in that round."""
 
+import contextlib
 from datetime import datetime
 
 from sqlalchemy import and_, func, or_, select
@@ -30,11 +31,9 @@ class World:
         self._admission: Wait | Admission | None = None
 
     def look_at_all(self) -> None:
-        """One answer for all runs, before many of them are asked for."""
-        try:
+        """One answer for all runs, before many of them are asked for. Where Ray is too slow for that, each is asked for."""
+        with contextlib.suppress(RayUnreachable):
             self._ray_jobs = self._ray.list()
-        except RayUnreachable as error:
-            self._ray_problem = error
 
     def info(self, submission_id: str) -> RayJob | None:
         if self._ray_problem is not None:
@@ -75,7 +74,7 @@ class World:
         budget = Budget(cluster, reserved=self._needs_of_attempts(ended_after=None), released=released)
         columns = (JobRow.id, JobRow.num_cpus, JobRow.num_gpus, JobRow.max_cpus, JobRow.max_gpus, JobRow.waiting_since)
         comes = and_(IN_LINE, JobRow.due_at <= self._now)
-        waits = JobRow.waiting_since.is_not(None)
+        waits = and_(IN_LINE, JobRow.waiting_since.is_not(None))
         query = select(*columns).where(or_(waits, comes)).order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
         with self._database.read() as session:
             rows = session.execute(query).yield_per(200)

@@ -157,7 +157,9 @@ REASON_RULES: dict[Reason, ReasonRule] = {
     Reason.PAUSED_BY_USER: ReasonRule(None, _NEVER, f"Paused on request; it holds no device. When it is resumed {_GOES_ON}"),
     Reason.CANCELLED_BY_USER: ReasonRule(JobStatus.CANCELLED, _NEVER, "Cancelled on request."),
     Reason.TIME_LIMIT_REACHED: ReasonRule(
-        _FAILED, _NEVER, "It trained for as long as time_limit_hours allows, and saved its state; submit it again with more time."
+        _FAILED,
+        _NEVER,
+        "It trained for as long as time_limit_hours allows; its last state is kept. Submit it again with more time: it starts anew.",
     ),
 }
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util import get_node_ip_address
 
 from mae_core.options import ResourcesConfig
-from workers.contract import WorkOrder
+from workers.contract import Reason, WorkOrder
 from workers.failures import RunFailedError, first_cause, of_ray
 from workers.pulse import Pulse
 from workers.room import Room
@@ -23,6 +23,7 @@ from workers.signals import Sign, Signals, stacks
 
 logger = logging.getLogger("maestro.driver")
 
+_START_SECONDS = 300.0  # of processes that have their room
 _LOOK_SECONDS = 5.0
 _SETTLE_SECONDS = 1.0  # within which the others fail too, where one has died
 
@@ -156,6 +157,9 @@ def _gpu_order(gpu: str | None) -> tuple[int, str]:
 
 
 def _places(calls: Sequence[Any]) -> list[Place]:
+    _, late = ray.wait([*calls], num_returns=len(calls), timeout=_START_SECONDS)
+    if late:  # such as those for which Ray looks anew, as their machine was lost when they had their room
+        raise RunFailedError(Reason.WORKER_DIED, f"{len(late)} worker(s) did not start within {_START_SECONDS:.0f} s", -1)
     try:
         places: list[Place] = ray.get(list(calls))
     except RayError as error:

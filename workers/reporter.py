@@ -35,6 +35,7 @@ from workers.contract import (
 logger = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 0.5
+_REFUSED_SECONDS = 600.0  # a run that has ended does not wait longer for a service that is there, but does not want it
 _MAX_PAUSE_SECONDS = 5.0
 _MAX_WAITING_POINTS = 1_000_000  # steps kept in memory while the service is away; the oldest go first
 _MAX_SPOOLED_BYTES = 512 * 2**20  # an hour of a step each millisecond are 360 MB
@@ -59,6 +60,7 @@ class Reporter:
         self._progress: RunProgress | None = None
         self._closing = threading.Event()
         self._heard_at = time.monotonic()
+        self._refused_since: float | None = None
         self._spool = spools() / submission_id(order.job, order.attempt)
         self._client = httpx.Client(
             base_url=order.service_url, headers={"Authorization": f"Bearer {order.token}"}, timeout=httpx.Timeout(10, connect=5)
@@ -128,6 +130,9 @@ class Reporter:
                     self._spool.rmdir()
                 return
             pause = _INTERVAL_SECONDS if sent else min(pause * 2, _MAX_PAUSE_SECONDS)
+            if closing and self._refused_since is not None and time.monotonic() - self._refused_since > _REFUSED_SECONDS:
+                logger.error("the service refuses the reports, which stay in %s", self._spool)
+                return
             if closing:
                 time.sleep(pause)
 
@@ -207,8 +212,11 @@ class Reporter:
             told = ReportAnswer.model_validate_json(answer.content)
             self.desired_state, self.may_grow = told.desired_state, told.may_grow
         else:
+            is_away = answer.status_code >= 500 or answer.status_code == 429
+            self._refused_since = None if is_away else self._refused_since or time.monotonic()
             logger.warning("the service answered %s; reports wait in %s", answer.status_code, self._spool)
             return False
+        self._refused_since = None
         self._heard_at = time.monotonic()
         return True
 

@@ -17,7 +17,8 @@ def in_line(job_id: str, num_cpus: int, num_gpus: int = 0, *, waited: float = 0.
 
 
 def room(num_cpus: float, num_gpus: float = 0.0, *, of: tuple[float, float] = (8, 8)) -> Budget:
-    return Budget(ClusterResources(of[0], of[1], of[0] - num_cpus, of[1] - num_gpus), reserved=Needs(), released=Needs())
+    used = Needs(of[0] - num_cpus, of[1] - num_gpus)
+    return Budget(ClusterResources(*of, used.num_cpus, used.num_gpus), reserved=used, released=Needs())
 
 
 def run(budget: Budget, *line: InLine) -> Admission:
@@ -67,6 +68,13 @@ def test_those_that_fit_beside_a_large_one_are_not_blocked_by_it() -> None:
     found = run(room(8, 0), in_line("large", 4, 8, waited=900), in_line("small", 4), in_line("late", 1))
     assert found.admitted == {"small"}
     assert run(room(8, 8), in_line("never", 9, waited=9000), in_line("small", 8)).admitted == {"small"}
+
+
+def test_what_others_use_is_not_waited_for_at_the_cost_of_all() -> None:
+    """Two of the eight CPUs are a stranger's, who may keep them for ever."""
+    budget = Budget(ClusterResources(8, 0, used_cpus=4), reserved=Needs(2), released=Needs())
+    assert run(budget, in_line("never", 7, waited=900), in_line("small", 1)).admitted == {"small"}
+    assert run(budget, in_line("large", 6, waited=900), in_line("small", 1)).keeps == ("large",)
 
 
 def test_two_large_ones_keep_room_in_their_order() -> None:

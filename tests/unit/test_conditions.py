@@ -45,6 +45,14 @@ def test_a_job_that_has_ended_has_none(service: Service) -> None:
     assert (service.job(job_id).status, names(service, job_id)) == (JobStatus.FAILED, [])
 
 
+def test_what_one_attempt_said_is_not_true_of_the_next(service: Service) -> None:
+    job_id = service.start()
+    service.report(job_id, EventType.UPLOAD_DELAYED, sequence=1, message="no answer")
+    service.ray.end(f"{job_id}-a1", RayStatus.FAILED)
+    service.tick(ACTIVE_SECONDS)
+    assert (service.job(job_id).status, names(service, job_id)) == (JobStatus.RECOVERING, [])
+
+
 def last_heard(service: Service, job_id: str, *, before: timedelta) -> None:
     with service.database.write() as session:
         session.execute(update(AttemptRow).where(AttemptRow.job_id == job_id).values(last_report_at=utc_now() - before))

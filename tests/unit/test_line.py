@@ -95,6 +95,34 @@ def test_small_jobs_pass_a_large_one_but_do_not_starve_it(service: Service) -> N
     assert waiting(service, late) == []
 
 
+def test_a_launch_that_ray_does_not_answer_is_not_in_line_any_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = service.submit(**wants(1))
+
+    def fail(*args: object, **kwargs: object) -> None:
+        service.ray.is_down = True
+        service.ray._reach()
+
+    monkeypatch.setattr(service.ray, "submit", fail)
+    service.tick()
+    row = service.row(job_id)
+    assert (row.status, row.reason, row.waiting_since) == (JobStatus.STARTING, Reason.RAY_UNREACHABLE, None)
+
+
+def test_what_a_broken_round_has_looked_at_is_not_the_next_ones(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = service.start()
+
+    def fail() -> None:
+        raise OSError("the database is away")
+
+    monkeypatch.setattr(service.dispatcher._actions, "release_unchanged", fail)
+    with pytest.raises(OSError, match="away"):
+        service.tick(1)
+    monkeypatch.undo()
+    service.expire_leases()
+    service.tick(1)
+    assert service.row(job_id).lease_token is None
+
+
 def test_a_paused_or_resumed_job_begins_to_wait_anew(service: Service) -> None:
     service.ray.cluster = ClusterResources(1, 0)
     job_id = service.submit(**wants(2))

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from sqlalchemy import inspect, text
 
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import Base, JobRow
+from service.models import AttemptRow, Base, JobRow
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -81,6 +82,37 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         assert "2026-01-02" in str(found.cancel_requested_at)
         assert session.scalar(text("SELECT count(*) FROM events WHERE job_id = 'j'")) == 1
     upgrade(database)
+    database.close()
+
+
+def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: Database) -> None:
+    """An elastic job that is stopped by its time limit, after a hang; and up again."""
+    upgrade(database)
+    spec = {
+        "resources": {"num_workers": {"min": 2, "max": 4}, "cpus_per_worker": 3, "gpus_per_worker": 0},
+        "retry": {"max_failures": 5, "max_user_failures": 1, "forgive_after_hours": 1.0, "hang_minutes": 15.0},
+        "priority": 7,
+        "time_limit_hours": 1.0,
+        "name": "n",
+    }
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {"name": "n", "kind": "pretrain", "labels": {}, "body_hash": "h", "desired_state": "run", "version": 1, "created_at": at}
+    with database.write() as session:
+        needs = {"num_cpus": 6, "max_cpus": 12}
+        session.add(JobRow(id="j", spec=spec, status="stopping", reason="time_limit_reached", attempt=1, **needs, **fixed))
+        session.flush()
+        session.add(AttemptRow(job_id="j", number=1, submission_id="j-a1", num_cpus=6, num_gpus=0, created_at=at, reason="hung"))
+    downgrade(database, "0002")
+    with database.read() as session:
+        found = session.execute(text("SELECT status, reason, spec FROM jobs")).one()
+        assert (found.status, found.reason) == ("running", "retries_exhausted")
+        told = json.loads(found.spec) if isinstance(found.spec, str) else found.spec
+        resources = {"num_workers": 2, "cpus_per_worker": 3, "gpus_per_worker": 0}
+        assert told == {"resources": resources, "retry": {"max_failures": 5}, "name": "n"}
+        assert session.scalar(text("SELECT reason FROM attempts")) == "worker_died"
+    upgrade(database)
+    with database.read() as session:
+        assert (session.get_one(JobRow, "j").num_cpus, session.get_one(JobRow, "j").max_cpus) == (6, 6)
     database.close()
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from service import policy
 from service.admission import Admission, Budget, Needs
+from service.lifecycle import ALLOWED
 from service.models import AttemptRow, JobRow
 from service.ray_jobs import ClusterResources, RayJob, RayStatus
 from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason, Retry
@@ -275,3 +276,23 @@ def test_a_run_that_ray_has_forgotten_is_not_lost_while_its_workers_report(silen
     reports = attempt(last_report_at=NOW - timedelta(seconds=silent))
     decision = policy.during(job(JobStatus.RUNNING), reports, None, now=NOW, grace_seconds=600)
     assert isinstance(decision, policy.Inspect if lost else policy.Wait)
+
+
+def test_a_job_of_an_earlier_version_has_the_budgets_defaults() -> None:
+    old = job(JobStatus.RUNNING)
+    old.spec = {"retry": {"max_failures": 3}}
+    began = attempt(started_at=NOW - timedelta(hours=9), submitted_at=NOW)
+    assert isinstance(policy.during(old, began, ray(RayStatus.RUNNING), now=NOW, grace_seconds=9), policy.Wait)
+    recovers = policy.after(old, attempt(), ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=2)
+    assert recovers == policy.Recover(Reason.DRIVER_DIED, None, 2.0, policy.Failures(1, 0))
+
+
+@pytest.mark.parametrize("reason", list(REASON_RULES))
+@pytest.mark.parametrize("status", [JobStatus.STARTING, JobStatus.RUNNING, JobStatus.FINALIZING, JobStatus.PAUSING, JobStatus.STOPPING])
+def test_every_end_of_a_run_leads_where_a_job_may_go(status: JobStatus, reason: Reason) -> None:
+    for spent in (0, 9):
+        over = job(status, max_failures=3, max_user_failures=3, num_failures=spent, num_user_failures=spent, time_limit_hours=1.0)
+        over.desired_state = DesiredState.PAUSE if status is JobStatus.PAUSING else DesiredState.RUN
+        decision = policy.after(over, attempt(reason=reason), ray(RayStatus.FAILED), None, now=NOW, backoff_seconds=2)
+        to = decision.status if isinstance(decision, policy.End) else JobStatus.RECOVERING
+        assert to in ALLOWED[status], decision

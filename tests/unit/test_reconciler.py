@@ -49,6 +49,7 @@ def test_what_is_wanted_or_not_ours_is_left_alone(service: Service, reconciler: 
     for _ in range(3):
         sweep(service, reconciler)
     assert service.ray.stopped == ["lost-a1"]
+    assert reconciler.num_known == len(service.ray.jobs) == 4
 
 
 def test_a_ray_that_is_away_is_asked_again(service: Service, reconciler: Reconciler) -> None:

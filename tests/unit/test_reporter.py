@@ -152,6 +152,15 @@ def test_a_service_of_another_version_does_not_end_the_training() -> None:
     assert not reporter.is_stale
 
 
+def test_a_run_that_has_ended_does_not_wait_a_day_for_a_service_that_refuses_it(monkeypatch: pytest.MonkeyPatch, spool: Path) -> None:
+    monkeypatch.setattr("workers.reporter._REFUSED_SECONDS", 0.2)
+    with scripted_server(lambda _: Answer(401, b"{}")) as server:
+        reporter = Reporter(order(server.url), incarnation=1)
+        reporter.event(EventType.FIRST_STEP_TAKEN, step=1)
+        assert reporter.close(60)
+    assert list(spool.glob("*.json")), "it stays where it was"
+
+
 def test_a_refused_report_is_dropped_and_the_next_is_sent() -> None:
     with scripted_server(lambda request: Answer(status=422, body=b"{}") if b'"sequence":0' in request.body else answer()) as server:
         reporter = Reporter(order(server.url), incarnation=1)

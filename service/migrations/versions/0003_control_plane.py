@@ -36,7 +36,30 @@ def upgrade() -> None:
     op.create_index("ix_jobs_waiting_since", "jobs", ["waiting_since"], **_where("waiting_since IS NOT NULL"))
 
 
+def _downgrade_specs() -> None:
+    """Earlier versions refuse what they do not know: a run of some workers is one of the fewest that it might have."""
+    jobs = sa.table("jobs", sa.column("id", sa.String()), sa.column("spec", sa.JSON()), sa.column("num_cpus", sa.Integer()))
+    connection = op.get_bind()
+    for row in connection.execute(sa.select(jobs)).all():
+        spec = dict(row.spec)
+        for name in ("priority", "time_limit_hours"):
+            spec.pop(name, None)
+        if "retry" in spec:
+            spec["retry"] = {"max_failures": spec["retry"]["max_failures"]}
+        if isinstance(spec.get("resources", {}).get("num_workers"), dict):
+            spec["resources"] = spec["resources"] | {"num_workers": row.num_cpus // spec["resources"]["cpus_per_worker"]}
+        connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(spec=spec))
+
+
 def downgrade() -> None:
+    _downgrade_specs()
+    for table, old, new in (
+        ("jobs", "hung", "worker_died"),
+        ("jobs", "time_limit_reached", "retries_exhausted"),
+        ("attempts", "hung", "worker_died"),
+    ):
+        op.execute(f"UPDATE {table} SET reason = '{new}' WHERE reason = '{old}'")
+    op.execute("UPDATE jobs SET status = 'running' WHERE status = 'stopping' AND desired_state <> 'cancel'")  # by its time limit
     op.execute("UPDATE jobs SET due_at = created_at WHERE due_at IS NOT NULL")
     op.drop_index("ix_jobs_waiting_since", "jobs")
     op.drop_index("ix_jobs_waits_for", "jobs")
