@@ -209,7 +209,7 @@ def after(
     retry = REASON_RULES[reason].retry
     if retry is Retry.NEVER:
         return End(JobStatus.FAILED, reason, detail)
-    if job.desired_state == DesiredState.PAUSE and retry is Retry.INFRASTRUCTURE:  # it goes on from its last training state
+    if job.desired_state == DesiredState.PAUSE and retry is not Retry.USER:  # it goes on from its last training state
         return _PAUSED
     budget = RetryConfig.model_validate(job.spec["retry"])
     failures = _failures(job, attempt, retry, budget, now=now)
@@ -218,7 +218,7 @@ def after(
         and failures.num_failures <= budget.max_failures
         and failures.num_user_failures <= budget.max_user_failures
     ):
-        num_before = failures.num_failures + failures.num_user_failures - 1
+        num_before = max(failures.num_failures + failures.num_user_failures - 1, 0)
         return Recover(reason, detail, min(backoff_seconds * 2**num_before, MAX_BACKOFF_SECONDS), failures)
     if retry is Retry.USER and failures.num_user_failures == 1:
         return End(JobStatus.FAILED, reason, detail)
@@ -231,8 +231,7 @@ def _failures(job: JobRow, attempt: AttemptRow, retry: Retry, budget: RetryConfi
     forgiven = timedelta(hours=budget.forgive_after_hours)
     went_well = attempt.started_at is not None and now - attempt.started_at >= forgiven
     before = Failures(0, 0) if went_well else Failures(job.num_failures, job.num_user_failures)
-    is_user = retry is Retry.USER
-    return Failures(before.num_failures + (not is_user), before.num_user_failures + is_user)
+    return Failures(before.num_failures + (retry is Retry.INFRASTRUCTURE), before.num_user_failures + (retry is Retry.USER))
 
 
 def cause(attempt: AttemptRow, ray_job: RayJob | None) -> tuple[Reason, str | None]:

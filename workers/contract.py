@@ -91,6 +91,7 @@ class Reason(StrEnum):
 class Retry(StrEnum):
     """Which budget pays for another try after a failure."""
 
+    NOBODY = "nobody"  # it was no failure
     INFRASTRUCTURE = "infrastructure"  # retry.max_failures
     USER = "user"  # retry.max_user_failures: none unless the user gives one
     NEVER = "never"  # it would fail in the same way
@@ -118,11 +119,9 @@ class ReasonRule(NamedTuple):
 
 
 _FAILED, _GOES_ON = JobStatus.FAILED, "it goes on from its last training state."
-_INFRASTRUCTURE, _USER, _NEVER = Retry.INFRASTRUCTURE, Retry.USER, Retry.NEVER
+_NOBODY, _INFRASTRUCTURE, _USER, _NEVER = Retry
 REASON_RULES: dict[Reason, ReasonRule] = {
-    Reason.WAITING_FOR_RESOURCES: ReasonRule(
-        None, _INFRASTRUCTURE, "The cluster has too few free devices now; the job starts when they are free."
-    ),
+    Reason.WAITING_FOR_RESOURCES: ReasonRule(None, _NOBODY, "The cluster has too few free devices now; the job starts when they are free."),
     Reason.RAY_UNREACHABLE: ReasonRule(
         None, _INFRASTRUCTURE, "The Ray cluster does not answer; the job waits for it. Check its head and its token."
     ),

@@ -12,10 +12,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mae_core.options import ResourcesConfig
+from workers.contract import Reason
+from workers.failures import RunFailedError
 
 logger = logging.getLogger("maestro.driver")
 
 _PATIENCE_SECONDS = 3.0  # for room that is free by Ray's own figures, which say nothing of how it is spread over the machines
+_ROOM_SECONDS = 300.0  # for room that the service has admitted the run to: it may lie in pieces too small for a worker, or be lost since
 _SUSPICION_SECONDS = 30.0  # by then Ray itself knows a machine that is lost
 _CONNECT_SECONDS = 2.0
 _CALM_SECONDS = 30.0  # between two starts, so that a run that grows takes more steps than it loses
@@ -34,7 +37,9 @@ class Room:
         return sum(num_workers for _, num_workers in self._held)
 
     def find(self, counts: Sequence[int], *, at_most: int, avoid: Collection[str] = ()) -> None:
-        """Room for the most workers of `counts`, ascending, that find some; where none do, waits until the fewest do.
+        """Room for the most workers of `counts`, ascending, that find some; where none do, waits a while until the fewest do.
+
+        Raises RunFailedError where they do not either: then the job stands in line again, where what it needs is told, and others pass.
 
         Args:
             at_most: workers for which room is free.
@@ -46,8 +51,9 @@ class Room:
         logger.info("waiting for room for %d worker(s)", counts[0])
         if avoid and self.take(counts[0], seconds=_SUSPICION_SECONDS, avoid=avoid):
             return
-        while not self.take(counts[0], seconds=3600.0):
-            logger.info("still waiting for room for %d worker(s)", counts[0])
+        if not self.take(counts[0], seconds=_ROOM_SECONDS):
+            message = f"Ray found no room for {counts[0]} worker(s) of {self._bundle} within {_ROOM_SECONDS:.0f} s"
+            raise RunFailedError(Reason.WAITING_FOR_RESOURCES, message, -1)
 
     def take(self, num_workers: int, *, seconds: float, avoid: Collection[str] = ()) -> bool:
         """Room for so many more workers; False where it was not found within `seconds`."""

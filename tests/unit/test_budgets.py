@@ -102,3 +102,16 @@ def test_out_of_memory_is_never_tried_again(service: Service) -> None:
     job_id = service.start(retry={"max_failures": 9, "max_user_failures": 9})
     fail(service, job_id, 1, Reason.OUT_OF_MEMORY)
     assert (service.job(job_id).status, service.job(job_id).reason) == (JobStatus.FAILED, Reason.OUT_OF_MEMORY)
+
+
+def test_a_run_that_finds_no_room_stands_in_line_again_and_has_spent_nothing(service: Service) -> None:
+    """Devices are free, but in pieces too small for a worker; or were lost."""
+    job_id = service.submit(retry={"max_failures": 0})
+    for number in (1, 2, 3):
+        service.tick(60)
+        assert service.job(job_id).attempt == number
+        fail(service, job_id, number, Reason.WAITING_FOR_RESOURCES)
+        row = service.row(job_id)
+        assert (row.status, row.reason, row.num_failures) == (JobStatus.RECOVERING, Reason.WAITING_FOR_RESOURCES, 0)
+    service.pause(job_id)
+    assert service.job(job_id).status is JobStatus.PAUSED

@@ -105,7 +105,7 @@ def test_a_paused_run_has_time_to_save_then_it_is_killed() -> None:
     assert policy.during(job(JobStatus.PAUSING, pause=600), begun, None, now=NOW, grace_seconds=600) == policy.Inspect()
 
 
-@pytest.mark.parametrize("reason", [None, Reason.WORKER_DIED, Reason.DRIVER_DIED])
+@pytest.mark.parametrize("reason", [None, Reason.WORKER_DIED, Reason.DRIVER_DIED, Reason.WAITING_FOR_RESOURCES])
 def test_a_run_that_was_to_pause_is_paused_however_it_ended(reason: Reason | None) -> None:
     """And spends no failure. What a retry could not mend fails it all the same, and a committed result is one."""
     over = ray(RayStatus.FAILED)

@@ -9,6 +9,8 @@ import pytest
 
 from mae_core.options import ResourcesConfig
 from workers import room
+from workers.contract import Reason
+from workers.failures import RunFailedError
 from workers.room import Growth, Room, lost_machines
 
 RESOURCES = ResourcesConfig(num_workers={"min": 1, "max": 8}, cpus_per_worker=2, gpus_per_worker=1)  # type: ignore[arg-type]
@@ -68,7 +70,16 @@ def test_room_that_is_spread_badly_is_not_waited_for(cluster: Cluster) -> None:
 
 def test_where_none_is_free_the_fewest_are_waited_for(cluster: Cluster) -> None:
     Room(RESOURCES).find([2, 4], at_most=0)
-    assert cluster.asked == [(2, 3600.0, None)]
+    assert cluster.asked == [(2, 300.0, None)]
+
+
+def test_a_run_for_which_there_is_no_room_gives_its_turn_back(cluster: Cluster) -> None:
+    cluster.free = 1
+    held = Room(RESOURCES)
+    with pytest.raises(RunFailedError, match=r"no room for 2 worker\(s\).*within 300 s") as failed:
+        held.find([2, 4], at_most=0)
+    assert failed.value.reason is Reason.WAITING_FOR_RESOURCES
+    assert (held.num_workers, cluster.free) == (0, 1)
 
 
 def test_a_lost_machine_is_avoided_until_ray_knows(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +91,7 @@ def test_a_lost_machine_is_avoided_until_ray_knows(cluster: Cluster, monkeypatch
     monkeypatch.setattr(room, "remove_placement_group", comes_back)
     Room(RESOURCES).find([2, 4], at_most=2, avoid={"b", "a"})
     elsewhere = {"ray.io/node-id": "!in(a,b)"}
-    assert cluster.asked == [(2, 3.0, elsewhere), (2, 30.0, elsewhere), (2, 3600.0, None)]
+    assert cluster.asked == [(2, 3.0, elsewhere), (2, 30.0, elsewhere), (2, 300.0, None)]
 
 
 @pytest.fixture
