@@ -39,13 +39,13 @@ class Outcomes:
         return "skipped" if "skipped" in found else "passed" if found else ""
 
     def as_markdown(self, before: str = "") -> str:
-        """The table. A cell that this run has no test for stays as it was `before`, in the table's last text."""
+        """The table. A cell that this run has no test for, or did not come to, stays as it was `before`, in the table's last text."""
         at, known = commit(), _cells(before)
         told = {cell: self.of(cell) for cell in self._num_planned}
         sums = ", ".join(
             f"{count} {name}" for name in ("passed", "FAILED", "skipped", "not run") if (count := [*told.values()].count(name))
         )
-        known |= {cell: f"{outcome} {at}" for cell, outcome in told.items()}
+        known |= {cell: f"{outcome} {at}" for cell, outcome in told.items() if outcome != "not run" or cell not in known}
         faults = list(dict.fromkeys(fault for fault, _ in known))
         rows = [
             "# Faults × moments",

@@ -60,7 +60,7 @@ def test_cells_that_did_not_run_stay_as_they_were() -> None:
     before = (
         "# Faults\n\n| fault | starting | running | saving | stopping |\n|---|---|---|---|---|\n| fault |  | FAILED abc | passed abc |  |\n"
     )
-    outcomes = Outcomes([[one], [new]])
+    outcomes = Outcomes([[one], [new], [("fault", "saving")]])  # the last one did not come to its turn
     for cell in (one, new):
         outcomes.add([cell], phase="call", outcome="passed", seconds=1)
     at = commit()
