@@ -66,6 +66,7 @@ class RayNode:
     def lose(self) -> None:
         """kill -9 of the raylet and all of its processes at once, as when a machine loses its power."""
         kill(self.processes())
+        self.child.kill()  # it is dead: its exit is taken note of
 
     def _is_known(self) -> bool:
         headers = {"Authorization": f"Bearer {self._head.token}"}

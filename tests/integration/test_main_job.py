@@ -210,7 +210,8 @@ def test_an_export_that_cannot_be_faithful_is_refused_at_submission(live_service
         ({"data": {"source": "/nowhere/at/all"}}, "data.source", "/nowhere/at/all"),
         ({"resources": {"num_workers": 1000}, "optim": {"batch_size": 4000}}, "resources.num_workers", "or fewer"),
         (probe_spec({"job": "nosuchjob"}), "encoder.job", "nosuchjob"),
-        (probe_spec({"artifact": "s3://maestro/jobs/none/encoder/"}), "encoder.artifact", "there is no encoder at s3://"),
+        (probe_spec({"artifact": "s3://maestro/jobs/none/encoder/"}), "encoder.artifact", "there is no job none"),
+        (probe_spec({"artifact": "s3://maestro/elsewhere/encoder/"}), "encoder.artifact", "there is no encoder at s3://"),
     ],
 )
 def test_bad_input_is_refused_at_submission(live_service: LiveService, changes: Json, field: str, says: str) -> None:
