@@ -9,7 +9,8 @@ import argparse
 import json
 import statistics
 
-from benchmarks.reattach import count, spec, submit_all, wait
+from benchmarks.reattach import PATIENCE_SECONDS, count, spec, submit_all
+from benchmarks.waiting import wait
 from service.client import Json
 from service.db import Database
 from service.models import AttemptRow, JobRow
@@ -27,12 +28,16 @@ def measure(made: Stage, *, num_waiting: int, num_jobs: int) -> Json:
     made.dispatchers[0].start()
     database = Database(made.database_url)
     submit_all(made, [spec(_SHORT, num_workers=2 * NUM_CPUS) for _ in range(num_waiting)])
-    wait(lambda: count(database, JobRow.reason == Reason.WAITING_FOR_RESOURCES) == num_waiting, what="a reason of every job that waits")
+    wait(
+        lambda: count(database, JobRow.reason == Reason.WAITING_FOR_RESOURCES) == num_waiting,
+        what="a reason of every job that waits",
+        seconds=PATIENCE_SECONDS,
+    )
     jobs = []
     with made.client() as client:
         for number in range(1, num_jobs + 1):
             jobs.append(client.submit(spec(_SHORT))["id"])
-            wait(lambda number=number: count(database, JobRow.finished_at.is_not(None)) == number, what="the end of a job")  # type: ignore[misc]
+            _wait_for_ends(database, number)
     accepted = {life["metadata"]["job"]: life["began_at"] for life in made.ray.history()}
     with database.read() as session:
         queued = [session.get_one(JobRow, job).created_at for job in jobs]
@@ -51,6 +56,10 @@ def measure(made: Stage, *, num_waiting: int, num_jobs: int) -> Json:
         "device": "cpu",
         "database": made.database,
     }
+
+
+def _wait_for_ends(database: Database, number: int) -> None:
+    wait(lambda: count(database, JobRow.finished_at.is_not(None)) == number, what="the end of a job", seconds=PATIENCE_SECONDS)
 
 
 def _percentile(values: list[float], percent: int) -> float:

@@ -9,13 +9,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
 
+from benchmarks.waiting import wait
 from service.client import Json
 from service.db import Database, utc_now
 from service.models import JobRow
@@ -24,7 +24,7 @@ from tests.stand_in.stage import Stage, own_servers, stage
 from workers.contract import JobStatus
 
 GOAL_SECONDS = 10.0
-_PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 600.0
 _DOWN_SECONDS = 2.0  # long enough for every job to be due when the dispatcher comes back
 _LONG = Script(num_steps=1000, step_seconds=20.0)
 
@@ -48,20 +48,12 @@ def submit_all(made: Stage, specs: list[Json]) -> list[Json]:
         return list(pool.map(client.submit, specs))
 
 
-def wait(condition: Callable[[], bool], *, what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not within {_PATIENCE_SECONDS:g} s: {what}")
-        time.sleep(0.05)
-
-
 def measure(made: Stage, *, num_jobs: int, repeats: int) -> Json:
     """The JSON line."""
     database = Database(made.database_url)
     made.dispatchers[0].start()
     submit_all(made, [spec(_LONG) for _ in range(num_jobs)])
-    wait(lambda: count(database, JobRow.status == JobStatus.RUNNING) == num_jobs, what="all jobs running")
+    wait(lambda: count(database, JobRow.status == JobStatus.RUNNING) == num_jobs, what="all jobs running", seconds=PATIENCE_SECONDS)
     seconds = [_restart(made, database) for _ in range(repeats)]
     database.close()
     first, last = ([each[place] for each in seconds] for place in (0, 1))
@@ -87,9 +79,9 @@ def _restart(made: Stage, database: Database) -> tuple[float, float]:
     num_jobs = _not_seen(database, at)
     for child in (made.api, made.dispatchers[0]):
         child.start()
-    wait(lambda: _not_seen(database, at) < num_jobs, what="a first look")
+    wait(lambda: _not_seen(database, at) < num_jobs, what="a first look", seconds=PATIENCE_SECONDS)
     first = time.monotonic() - began
-    wait(lambda: _not_seen(database, at) == 0, what="a look at every job")
+    wait(lambda: _not_seen(database, at) == 0, what="a look at every job", seconds=PATIENCE_SECONDS)
     return first, time.monotonic() - began
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.waiting import wait
 from service.client import Json, MaestroClient
 from service.home import Home
 from service.processes import RUN_VARIABLE, free_ports, processes_of_run
@@ -30,7 +31,6 @@ from tests.ray_nodes import second_node
 
 _PEER = Path(__file__).with_name("plain_survivor.py")
 _BATCH_SIZE = 64  # of each worker
-_PATIENCE_SECONDS = 180.0
 _STEPS_BEFORE = 25  # two saves of the peer's, and of ours
 
 
@@ -58,15 +58,15 @@ def recover_ours(installation: Installation, client: MaestroClient, resources: J
         events = [event for event in client.events(job) if event["type"] == "first_step_taken"]
         return [datetime.fromisoformat(event["at"]).timestamp() for event in events]
 
-    _wait(lambda: ((client.job(job)["progress"] or {}).get("step") or 0) >= _STEPS_BEFORE, what=f"step {_STEPS_BEFORE} of job {job}")
+    wait(lambda: ((client.job(job)["progress"] or {}).get("step") or 0) >= _STEPS_BEFORE, what=f"step {_STEPS_BEFORE} of job {job}")
     began = time.time()
     if lose is None:
         _kill_newest(installation, "ray::TrainWorker")
     else:
         lose()
-    _wait(lambda: len(first_steps()) == 2, what=f"the recovery of job {job}")
+    wait(lambda: len(first_steps()) == 2, what=f"the recovery of job {job}")
     client.cancel(job)
-    _wait(lambda: client.job(job)["status"] == "cancelled", what=f"the end of job {job}")
+    wait(lambda: client.job(job)["status"] == "cancelled", what=f"the end of job {job}")
     return first_steps()[1] - began
 
 
@@ -80,14 +80,14 @@ def recover_peer(installation: Installation, ray: HttpRayJobs, num_workers: int,
     def times() -> list[float]:
         return [float(line.split()[1]) for line in steps.read_text().splitlines()] if steps.exists() else []
 
-    _wait(lambda: len(times()) >= _STEPS_BEFORE, what=f"step {_STEPS_BEFORE} of the plain script")
+    wait(lambda: len(times()) >= _STEPS_BEFORE, what=f"step {_STEPS_BEFORE} of the plain script")
     began = time.time()
     victim = _kill_newest(installation, "RayTrainWorker")
-    _wait(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, what="the death of its worker")
+    wait(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, what="the death of its worker")
     died = time.time()
-    _wait(lambda: times()[-1] > died + 1.0, what="the recovery of the plain script")  # a step of its peer's may have been under way
+    wait(lambda: times()[-1] > died + 1.0, what="the recovery of the plain script")  # a step of its peer's may have been under way
     ray.stop(name)
-    _wait(lambda: (job := ray.info(name)) is None or job.status.is_over, what="the end of the plain script")
+    wait(lambda: (job := ray.info(name)) is None or job.status.is_over, what="the end of the plain script")
     return next(at for at in times() if at > died + 1.0) - began
 
 
@@ -102,14 +102,6 @@ def _kill_newest(installation: Installation, name: str) -> psutil.Process:
     return victim
 
 
-def _wait(condition: Callable[[], bool], *, what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not within {_PATIENCE_SECONDS:g} s: {what}")
-        time.sleep(0.1)
-
-
 def worker_killed(
     installation: Installation, client: MaestroClient, folder: Path, *, num_workers: int, repeats: int, num_unmeasured: int = 1
 ) -> dict[str, Any]:
@@ -117,9 +109,9 @@ def worker_killed(
     ray = HttpRayJobs(installation.cluster.url, token=installation.cluster.token)
     ours, peer = [], []
     for _ in range(num_unmeasured + repeats):
-        _wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
+        wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
         ours.append(round(recover_ours(installation, client, {"num_workers": num_workers}), 2))
-        _wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
+        wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
         peer.append(round(recover_peer(installation, ray, num_workers, folder), 2))
         print(json.dumps({"ours": ours[-1], "peer": peer[-1]}), file=sys.stderr)
     ray.close()

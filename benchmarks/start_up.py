@@ -12,11 +12,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.waiting import wait
 from service.client import Json, MaestroClient
 from service.home import Home
 from service.processes import free_ports
@@ -26,7 +26,6 @@ from service.up import Installation, running
 STAGES = ("attempt_created", "driver_started_at", "workers_placed_at", "worker_started_at", "workers_started", "first_step_taken")
 _PEER = Path(__file__).with_name("plain_trainer.py")
 _BATCH_SIZE = 64  # of each worker
-_PATIENCE_SECONDS = 180.0
 Stages = dict[str, float]
 
 
@@ -57,7 +56,7 @@ def stages_of(client: MaestroClient, job: str) -> Stages:
 def start_ours(client: MaestroClient, num_workers: int) -> Stages:
     """One job through the service, to its end: the next one is to find the cluster quiet."""
     job = client.submit(spec(num_workers))["id"]
-    _wait(lambda: client.job(job)["status"] in ("succeeded", "failed", "cancelled"), what=f"the end of job {job}")
+    wait(lambda: client.job(job)["status"] in ("succeeded", "failed", "cancelled"), what=f"the end of job {job}")
     view = client.job(job)
     if view["status"] != "succeeded":
         raise SystemExit(f"job {job} {view['status']}: {view['detail']}")
@@ -78,19 +77,11 @@ def start_peer(ray: HttpRayJobs, num_workers: int, folder: Path) -> Stages:
         job = ray.info(name)
         return job is not None and job.status.is_over
 
-    _wait(is_over, what="the end of the plain script")
+    wait(is_over, what="the end of the plain script")
     if not stages.exists():
         raise SystemExit(f"the plain script failed:\n{ray.logs(name)}")
     told = dict(line.split() for line in stages.read_text().splitlines())
     return {stage: float(at) - began for stage, at in told.items()}
-
-
-def _wait(condition: Callable[[], bool], *, what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not within {_PATIENCE_SECONDS:g} s: {what}")
-        time.sleep(0.1)
 
 
 def measure(
@@ -100,7 +91,7 @@ def measure(
     ray = HttpRayJobs(installation.cluster.url, token=installation.cluster.token)
     ours, peer = [], []
     for _ in range(num_unmeasured + repeats):
-        _wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
+        wait(lambda: ray.resources().used_cpus == 0, what="Ray's figures to say that the last run has gone")
         ours.append(start_ours(client, num_workers))
         peer.append(start_peer(ray, num_workers, folder))
         print(json.dumps({"ours": ours[-1], "peer": peer[-1]}), file=sys.stderr)

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import literal, or_, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service import endings, launches, leases, lifecycle, policy, submission
@@ -88,11 +88,11 @@ class Actions:
 
         def apply(session: Session, now: datetime) -> None:
             lifecycle.set_reason(session, job.id, reason=wait.reason, detail=wait.detail, now=now, lease=claimed.token)
-            since = job.waiting_since or now if in_line else None
-            may_stand = or_(
-                JobRow.status.in_([JobStatus.QUEUED, JobStatus.RECOVERING]), literal(since is None)
-            )  # not one launched meanwhile
-            session.execute(update(JobRow).where(JobRow.id == job.id, may_stand).values(waiting_since=since))
+            place = update(JobRow).where(JobRow.id == job.id)
+            if in_line:  # unless it was launched meanwhile
+                session.execute(place.where(leases.IN_LINE).values(waiting_since=job.waiting_since or now))
+            else:
+                session.execute(place.values(waiting_since=None))
 
         self.apply(claimed, apply, seconds=wait.seconds)
 

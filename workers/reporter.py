@@ -103,7 +103,7 @@ class Reporter:
         """Sends what is left, for up to `timeout` seconds. False where something could not be sent (it stays in the spool)."""
         self._closing.set()
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return not self._thread.is_alive() and self._refused_since is None
 
     def _work(self) -> None:
         try:
@@ -132,6 +132,7 @@ class Reporter:
             pause = _INTERVAL_SECONDS if sent else min(pause * 2, _MAX_PAUSE_SECONDS)
             if closing and self._refused_since is not None and time.monotonic() - self._refused_since > _REFUSED_SECONDS:
                 logger.error("the service refuses the reports, which stay in %s", self._spool)
+                self._client.close()
                 return
             if closing:
                 time.sleep(pause)

@@ -157,7 +157,8 @@ def test_a_run_that_has_ended_does_not_wait_a_day_for_a_service_that_refuses_it(
     with scripted_server(lambda _: Answer(401, b"{}")) as server:
         reporter = Reporter(order(server.url), incarnation=1)
         reporter.event(EventType.FIRST_STEP_TAKEN, step=1)
-        assert reporter.close(60)
+        assert not reporter.close(60)
+    assert not reporter._thread.is_alive()
     assert list(spool.glob("*.json")), "it stays where it was"
 
 

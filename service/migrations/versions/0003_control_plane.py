@@ -24,7 +24,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("waiting_since", sa.DateTime(timezone=True)))
     op.add_column("jobs", sa.Column("conditions", sa.JSON()))
     op.add_column("attempts", sa.Column("last_report_at", sa.DateTime(timezone=True)))
-    op.execute("UPDATE jobs SET waiting_since = created_at WHERE reason = 'waiting_for_resources'")
+    op.execute("UPDATE jobs SET waiting_since = created_at WHERE reason = 'waiting_for_resources' AND status IN ('queued', 'recovering')")
     is_sqlite = op.get_bind().dialect.name == "sqlite"
     for device in ("cpus", "gpus"):
         value = "json_extract(spec, '$.resources.{0}')" if is_sqlite else "(spec #>> '{{resources,{0}}}')::integer"
