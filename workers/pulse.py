@@ -35,6 +35,7 @@ class Pulse:
         self._workers, self._machines = workers, machines
         self._asked = {rank: (worker.answer.remote(), time.monotonic()) for rank, worker in workers.items()}
         self.sign: Sign | None = None
+        self._heard_at = time.monotonic()
 
     def silent(self, ranks: Iterable[int]) -> list[RunFailedError]:
         """Those of `ranks` that have not answered for too long, as failures. To be called every few seconds."""
@@ -55,12 +56,15 @@ class Pulse:
 
     def check_steps(self, floor_seconds: float) -> None:
         """Raises HungError, with where all workers are, when the next step is late beyond measure."""
-        if self.sign is None or not self.sign.hangs(floor_seconds):
+        if self.sign is None:
+            return
+        sign = self.sign._replace(seconds=self.sign.seconds + time.monotonic() - self._heard_at)  # rank 0 may be stopped itself
+        if not sign.hangs(floor_seconds):
             return
         calls = {worker.stacks.remote(): rank for rank, worker in self._workers.items()}
         told, untold = ray.wait([*calls], num_returns=len(calls), timeout=_STACKS_SECONDS)
         stacks = {calls[call]: _stacks(call) for call in told} | {calls[call]: "it does not answer" for call in untold}
-        raise HungError(self.sign, min((calls[call] for call in untold), default=0), dict(sorted(stacks.items())))
+        raise HungError(sign, min((calls[call] for call in untold), default=0), dict(sorted(stacks.items())))
 
     def _hear(self, rank: int, call: Any) -> None:
         try:
@@ -68,7 +72,7 @@ class Pulse:
         except RayError:  # it has died; the call that trains says so
             sign = None
         if rank == 0:
-            self.sign = sign
+            self.sign, self._heard_at = sign, time.monotonic()
 
 
 def _stacks(call: Any) -> str:

@@ -75,3 +75,18 @@ def test_a_training_that_hangs_is_told_with_all_stacks(clock: SimpleNamespace) -
         asked.check_steps(60.0)
     assert (caught.value.reason, caught.value.rank, caught.value.step, caught.value.seconds) == (Reason.HUNG, 1, 5, 61.0)
     assert caught.value.stacks == {0: hanging, 1: "it does not answer", 2: None}
+
+
+def test_rank_0_that_is_stopped_does_not_hide_that_no_step_comes(clock: SimpleNamespace) -> None:
+    """It was well when it last said how the training goes, and says nothing since."""
+    workers = {0: Worker(Sign(5, 1.0, 0.1, 1.0, True)), 1: Worker()}
+    asked = Pulse(workers, {0: "a", 1: "a"})
+    asked.silent([0, 1])
+    workers[0].answers = False
+    clock.now += 58.0
+    asked.silent([0, 1])
+    asked.check_steps(60.0)
+    clock.now += 2.0
+    with pytest.raises(HungError) as caught:
+        asked.check_steps(60.0)
+    assert (caught.value.rank, caught.value.step, caught.value.seconds) == (0, 5, 61.0)
