@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import LiveService
 from tests.faults.checks import check_job
 from tests.integration.runs import Json, events_of, pretrain_spec, train_workers, wait_for, wait_for_step
 from tests.unit.core_fixtures import image_folder
+from workers.group import _LOOK_SECONDS
 
 Undisturbed = Callable[[Json], dict[int, float]]
 
@@ -34,6 +36,13 @@ def hung(service: LiveService, job: str) -> Json:
     assert told["seconds"] >= 12.0
     assert "train_worker" in told["stacks"]["0"]
     return dict(told)
+
+
+def wait_for_a_look(service: LiveService, job: str) -> None:
+    """Until the driver has heard of a step: of a rank 0 that is stopped before, it knows only that it is silent, for minutes."""
+    [told] = [event for event in service.client.events(job) if event["type"] == "first_step_taken"]
+    heard_at = datetime.fromisoformat(told["at"]) + timedelta(seconds=2 * _LOOK_SECONDS)
+    wait_for(lambda: datetime.now(UTC) > heard_at, seconds=60, what="a look at the workers")
 
 
 def check(service: LiveService, job: str, expected: dict[int, float]) -> None:
@@ -65,6 +74,7 @@ def test_a_process_that_is_stopped(live_service: LiveService, undisturbed: Undis
     expected = undisturbed(spec_of(images))
     job = live_service.client.submit(spec_of(images) | {"name": "stopped"})["id"]
     wait_for_step(live_service.client, job, 12)
+    wait_for_a_look(live_service, job)
     train_workers(live_service.run)[-1].send_signal(signal.SIGSTOP)
     told = hung(live_service, job)
     silent = [rank for rank, stacks in told["stacks"].items() if stacks == "it does not answer"]
