@@ -23,8 +23,10 @@ up: .venv/installed
 down: .venv/installed
 	$(BIN)/maestro down
 
+# Two sessions: what starts servers waits most of its time.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	@echo "of tests/faults these are the cells marked ci; make faults runs all"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -q tests/faults --faults --outcome tests/faults/outcome.md
