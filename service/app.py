@@ -7,13 +7,13 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from service import errors
-from service.auth import ADMINS, USERS
+from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
 from service.db import Database
 from service.migrations.schema import require_head
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
-from service.routes import health, jobs, reports, runs, tokens
+from service.routes import health, jobs, reports, runs, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 
@@ -34,7 +34,8 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
     app.add_middleware(BodyLimit)
-    for router, audience in ((jobs.router, USERS), (runs.router, USERS), (tokens.router, ADMINS)):
+    audiences = ((jobs.router, USERS), (runs.router, USERS), (webhooks.router, WEBHOOK_OWNERS), (tokens.router, ADMINS))
+    for router, audience in audiences:
         app.include_router(router, prefix="/v1", dependencies=[Depends(audience)])
     app.include_router(reports.router, prefix="/v1")
     app.include_router(health.router)

@@ -19,6 +19,7 @@ from service.models import AttemptRow, JobRow
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.reconciler import Reconciler
+from service.sender import Sender
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.world import World
@@ -162,10 +163,17 @@ def main() -> None:
     storage = S3Storage.of(settings)
     ray = HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     dispatcher = Dispatcher(database, storage, ray, settings)
+    sender = Sender(database, settings)
+    sending = threading.Thread(target=sender.run, name="webhooks")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: dispatcher.stop())
     log.info("dispatching for %s", settings.ray_url)
-    dispatcher.run()
+    sending.start()
+    try:
+        dispatcher.run()
+    finally:
+        sender.stop()
+    sending.join()
     ray.close()
     database.close()
 

@@ -5,7 +5,8 @@ Problem
 ├── NotAuthenticated      401
 ├── Forbidden             403
 ├── NotFound              404
-│   └── NoSuchJob              also where it is another project's
+│   ├── NoSuchJob              also where it is another project's
+│   └── NoSuchWebhook          the same
 ├── Conflict              409
 │   └── StaleAttempt           a report of an attempt that is not the job's current one
 └── Unavailable           503  something we need does not answer; try again
@@ -84,6 +85,13 @@ class NoSuchJob(NotFound):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job {job_id}.")
+
+
+class NoSuchWebhook(NotFound):
+    """There is no such webhook in the caller's project."""
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"There is no webhook {webhook_id}.")
 
 
 class Conflict(Problem):

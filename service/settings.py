@@ -50,6 +50,10 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(default=20.0, ge=0, description="Set it to the time a cancelled run has to stop by itself.")
     pause_grace_seconds: float = Field(default=600.0, ge=0, description="Set it to the time a paused run has to save its training state.")
 
+    webhooks_to_private_addresses: bool = Field(
+        default=False, description="Set it to true where webhooks may reach this machine and its own networks, and without https."
+    )
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:

@@ -30,7 +30,8 @@ class Route(NamedTuple):
 
     def filled(self, job_id: str) -> str:
         """Its address; a parameter that is not known here is a route that this test must learn about."""
-        return self.path.replace("{name:path}", "{name}").format(job_id=job_id, attempt=1, name="encoder/a.txt", token_id="none")
+        others = {"attempt": 1, "name": "encoder/a.txt", "token_id": "none", "webhook_id": "none", "event_id": 1}
+        return self.path.replace("{name:path}", "{name}").format(job_id=job_id, **others)
 
 
 def routes_of(routes: Iterable[BaseRoute]) -> Iterator[Route]:

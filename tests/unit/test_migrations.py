@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import func, inspect, select, text
 
+from service import events
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import AttemptRow, Base, JobRow
+from service.models import AttemptRow, Base, DeliveryRow, JobRow, WebhookRow
+from workers.contract import EventType
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -143,6 +145,27 @@ def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> Non
     downgrade(database, "0003")
     assert keys() == before | {"e": None}
     upgrade(database)
+    database.close()
+
+
+def test_webhooks_go_with_their_tables_and_events_stay(database: Database) -> None:
+    upgrade(database)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {"name": "n", "kind": "pretrain", "labels": {}, "spec": {}, "body_hash": "h", "desired_state": "run", "status": "queued"}
+    with database.write() as session:
+        session.add(WebhookRow(id="w", url="https://a.example", events="all", is_enabled=True, created_at=at))
+        session.add(JobRow(id="j", created_at=at, **fixed))
+        session.flush()
+        events.append(session, "j", EventType.JOB_QUEUED, {}, at=at)
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
+    downgrade(database, "0004")
+    assert not {"webhooks", "webhook_deliveries"} & set(inspect(database.engine).get_table_names())
+    upgrade(database)
+    with database.write() as session:
+        assert session.scalar(text("SELECT count(*) FROM events")) == 1
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 0
+        events.append(session, "j", EventType.CANCEL_REQUESTED, {}, at=at)
     database.close()
 
 
