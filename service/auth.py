@@ -87,6 +87,14 @@ def _require_own(request: Request, project: str) -> None:
             raise error(named)
 
 
+def require_scraper(request: Request, credentials: Credentials) -> None:
+    """Who may read the figures for Prometheus: the token that a setting names, and admins."""
+    settings: Settings = request.app.state.settings
+    expected = settings.metrics_token
+    if credentials is None or expected is None or not same_secret(credentials.credentials, expected.get_secret_value()):
+        ADMINS(request, credentials)
+
+
 def same_secret(given: str, expected: str) -> bool:
     """Constant-time, also in the length of what is given."""
     return hmac.compare_digest(hashlib.sha256(given.encode()).digest(), hashlib.sha256(expected.encode()).digest())

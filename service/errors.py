@@ -134,7 +134,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _on_database)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 def spec_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -222,6 +221,6 @@ def _on_database(request: Request, error: Exception) -> JSONResponse:
     return _on_problem(request, Unavailable("The database does not answer now; try again."))
 
 
-def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    # Starlette logs the traceback itself; nothing of it is for the client
+def unexpected() -> JSONResponse:
+    """The answer to an error of our own: nothing of it is for the client."""
     return _problem(status=500, type=Problem.type, title=Problem.title, detail="An error in MAEstro itself; it is in the API's log.")

@@ -33,6 +33,7 @@ class JobRow(Base):
     __table_args__ = (
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_project_created_at_id", "project", "created_at", "id"),
+        Index("ix_jobs_status", "status"),
         Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),
         Index("ix_jobs_waits_for", "waits_for", **_where("waits_for IS NOT NULL")),
         Index("ix_jobs_waiting_since", "waiting_since", **_where("waiting_since IS NOT NULL")),
@@ -207,3 +208,12 @@ class DeliveryRow(Base):
     detail: Mapped[str | None] = mapped_column(CleanText)  # why the last try failed
     lease_token: Mapped[str | None] = mapped_column(CleanString(40))
     lease_expires_at: Mapped[datetime | None]
+
+
+class CounterRow(Base):
+    """How often something has happened, in all dispatchers."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(CleanString(60), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)

@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 
 from service import deliveries, webhooks
+from service.counters import Count, Tally
 from service.db import Database, utc_now
-from service.deliveries import Letter
+from service.deliveries import DeliveryStatus, Letter
 from service.outbound import Answer, post
 from service.settings import Settings
 
@@ -22,15 +23,21 @@ NUM_AT_ONCE = 16
 POLL_SECONDS = 1.0
 TIDY_SECONDS = 60.0
 ERROR_SECONDS = 30.0
+_COUNTS = {
+    DeliveryStatus.DELIVERED: Count.WEBHOOKS_DELIVERED,
+    DeliveryStatus.PENDING: Count.WEBHOOKS_FAILED,
+    DeliveryStatus.DEAD: Count.WEBHOOKS_DEAD,
+}
 
 
 class Sender:
     """Claims, sends outside any transaction, and records."""
 
-    def __init__(self, database: Database, settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, database: Database, settings: Settings, *, tally: Tally, clock: Callable[[], datetime] = utc_now) -> None:
         self._database = database
         self._secret_key = settings.secret_key.get_secret_value()
         self._allow_private = settings.webhooks_to_private_addresses
+        self._tally = tally
         self._clock = clock
         self._pool = ThreadPoolExecutor(NUM_AT_ONCE, thread_name_prefix="webhook")
         self._under_way: dict[Future[None], str] = {}  # by webhook
@@ -88,8 +95,10 @@ class Sender:
     def _record(self, letter: Letter, answer: Answer) -> None:
         with self._database.write() as session:
             status = deliveries.record(session, letter, answer, now=self._clock())
+        if status is not None:
+            self._tally.add(_COUNTS[status])
         if not answer.is_taken:
-            log.info("webhook %s: the delivery %s failed (%s): %s", letter.webhook_id, letter.id, answer.detail, status)
+            log.info("webhook %s: the delivery %s failed (%r): %s", letter.webhook_id, letter.id, answer.detail, status)
 
     def _tidy_when_due(self) -> None:
         now = self._clock()

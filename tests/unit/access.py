@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from starlette.routing import BaseRoute
 
 from service import tokens
-from service.auth import Audience, require_attempt_token
+from service.auth import ADMINS, Audience, require_attempt_token, require_scraper
 from service.db import utc_now
 from service.models import TokenRow
 from service.tokens import Role
@@ -51,7 +51,7 @@ def routes(client: TestClient) -> list[Route]:
 
 def _audience(shown: str, dependant: Dependant | None) -> Audience | str:
     calls = [item.call for item in dependant.dependencies] if dependant is not None else []
-    audiences = {call for call in calls if isinstance(call, Audience)}
+    audiences = {ADMINS if call is require_scraper else call for call in calls if isinstance(call, Audience) or call is require_scraper}
     if require_attempt_token in calls and not audiences:
         return WORKERS
     if require_attempt_token in calls or len(audiences) != 1:

@@ -40,6 +40,7 @@ def test_every_route_says_whom_it_is_for(client: TestClient) -> None:
     assert {path for path, audience in audiences.items() if audience == WORKERS} == {"POST /v1/jobs/{job_id}/attempts/{attempt}/reports"}
     assert {path for path, audience in audiences.items() if audience is ADMINS} == {
         *("POST /v1/tokens", "GET /v1/tokens", "DELETE /v1/tokens/{token_id}"),
+        "GET /metrics",
     }
     assert {path for path, audience in audiences.items() if audience is WEBHOOK_OWNERS} == {
         *("POST /v1/webhooks", "GET /v1/webhooks", "GET /v1/webhooks/{webhook_id}"),

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 
 from service import deliveries, outbound, sender, webhooks
 from service.app import create_app
+from service.counters import Tally
 from service.db import utc_now
 from service.deliveries import DISABLED_AFTER, KEPT_DEAD, KEPT_DELIVERED, KEPT_TRYING, PER_WEBHOOK, DeliveryStatus
 from service.models import DeliveryRow, WebhookRow
@@ -32,6 +33,7 @@ class Post:
     service: Service
     client: TestClient
     server: ScriptedServer | None = None
+    tally: Tally = field(default_factory=Tally)
     reply: Callable[[Request], Answer] = field(default=lambda request: Answer(204))
 
     def webhook(self, **body: Any) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class Post:
         return view
 
     def sender(self) -> Sender:
-        return Sender(self.service.database, self.service.settings, clock=lambda: self.service.now)
+        return Sender(self.service.database, self.service.settings, tally=self.tally, clock=lambda: self.service.now)
 
     def send(self, seconds: float = 0.0) -> int:
         """A round, some time later."""
@@ -369,7 +371,7 @@ def test_the_loop_begins_and_ends(post: Post, monkeypatch: pytest.MonkeyPatch) -
         return Answer(200)
 
     post.reply = reply
-    made = Sender(post.service.database, post.service.settings)
+    made = Sender(post.service.database, post.service.settings, tally=post.tally)
     thread = threading.Thread(target=made.run)
     thread.start()
     post.service.submit()

@@ -1,4 +1,4 @@
-"""Webhooks and their outbox."""
+"""Webhooks and their outbox; what dispatchers count."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,6 +7,8 @@ revision = "0007"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
+
+COUNTS = ("claims", "leases_lost", "orphans_stopped", "webhooks_delivered", "webhooks_failed", "webhooks_dead")
 
 
 def upgrade() -> None:
@@ -45,8 +47,18 @@ def upgrade() -> None:
     for column in ("due_at", "finished_at"):
         where = sa.text(f"{column} IS NOT NULL")
         op.create_index(f"ix_webhook_deliveries_{column}", "webhook_deliveries", [column], sqlite_where=where, postgresql_where=where)
+    counters = op.create_table(
+        "counters",
+        sa.Column("name", sa.String(60), nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
+    )
+    op.bulk_insert(counters, [{"name": name, "value": 0} for name in COUNTS])
+    op.create_index("ix_jobs_status", "jobs", ["status"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_status", "jobs")
+    op.drop_table("counters")
     op.drop_table("webhook_deliveries")
     op.drop_table("webhooks")
