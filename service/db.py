@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, String, Text, create_engine, event
+from sqlalchemy import JSON, DateTime, Dialect, String, Text, cast, create_engine, event, func, select
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -123,6 +123,16 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def snapshot_bounds(session: Session) -> tuple[int, int]:
+    """Of this session's snapshot: the oldest transaction that was under way, and the next one to begin. What was written by those before
+    the first is seen, or never will be. SQLite has one writer at a time: nothing is ever under way there."""
+    if session.get_bind().dialect.name == "sqlite":
+        return 0, 0
+    now = func.pg_current_snapshot()
+    oldest, following = session.execute(select(cast(func.pg_snapshot_xmin(now), Text), cast(func.pg_snapshot_xmax(now), Text))).one()
+    return int(oldest), int(following)
 
 
 def utc_now() -> datetime:

@@ -9,6 +9,7 @@ PROBLEMS: dict[int | str, dict[str, object]] = {
     404: {"description": "There is no such thing"},
     422: {"description": "The request is not valid: `application/problem+json` with `errors: [{field, message}]`"},
 }
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def answer(view: BaseModel, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:

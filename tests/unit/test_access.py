@@ -15,8 +15,8 @@ from tests.unit.access import PUBLIC, WORKERS, Route, bearer, expired, make_toke
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service
 from workers.contract import attempt_token
 
-CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
-ANSWERED = (200, 202, 307, 409)  # 409: what this asks before has paused and cancelled the job
+CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}  # and the stream of all jobs: test_streams.py
+ANSWERED = (200, 202, 307, 406, 409)  # 406: a stream alone; 409: what this asks before has paused and cancelled the job
 
 
 def ask(client: TestClient, route: Route, job_id: str, headers: dict[str, str], **options: Any) -> httpx.Response:
