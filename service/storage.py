@@ -41,7 +41,10 @@ class Storage(Protocol):
 
     def check(self) -> None: ...
     def read_text(self, key: str, *, bucket: str | None = None) -> str: ...
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes: ...
     def put_text(self, key: str, text: str) -> None: ...
+    def put_bytes(self, key: str, body: bytes) -> None: ...
+    def delete_all(self, prefix: str) -> None: ...
     def list(self, prefix: str, *, bucket: str | None = None) -> list[StoredObject]: ...
     def presign(self, key: str) -> str: ...
 
@@ -82,11 +85,42 @@ class S3Storage:
             answer = self._client(self._endpoint).get_object(Bucket=bucket or self.bucket, Key=key)
             return answer["Body"].read(MAX_TEXT_BYTES).decode(errors="replace")
 
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes:
+        """Part of an object; nothing behind its end."""
+        with self._errors(f"{key} cannot be read"):
+            try:
+                answer = self._client(self._endpoint).get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+            except ClientError as error:
+                if _code(error) in ("InvalidRange", "416"):
+                    return b""
+                raise
+            return answer["Body"].read()
+
     def put_text(self, key: str, text: str) -> None:
         with self._errors(f"{key} cannot be written"):
             self._client(self._endpoint).put_object(
                 Bucket=self.bucket, Key=key, Body=text.encode(errors="replace"), ContentType="text/plain; charset=utf-8"
             )
+
+    def put_bytes(self, key: str, body: bytes) -> None:
+        with self._errors(f"{key} cannot be written"):
+            self._client(self._endpoint).put_object(Bucket=self.bucket, Key=key, Body=body)
+
+    def delete_all(self, prefix: str) -> None:
+        """All objects below a prefix, page by page."""
+        with self._errors(f"{prefix} cannot be deleted"):
+            client = self._client(self._endpoint)
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                keys = [item["Key"] for item in page.get("Contents", [])]
+                faults = (
+                    client.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}).get(
+                        "Errors"
+                    )
+                    if keys
+                    else None
+                )
+                if faults:
+                    raise StorageUnreachable(f"{len(faults)} object(s) below {prefix} cannot be deleted, such as {faults[0]}")
 
     def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
         with self._errors(f"{prefix} cannot be listed"):
