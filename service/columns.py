@@ -1,14 +1,14 @@
 """Series as columns: steps and values as arrays; packed into bytes, joined, and down-sampled. Knows no database."""
 
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.contract import MAX_INTEGER, Points
+from workers.contract import Points
 
 MIN_MAX_POINTS = 5  # the first, and of one bucket: lowest, highest, last, and one that is not finite
 _PER_BUCKET = 4
@@ -92,32 +92,27 @@ def _column(steps: NDArray[np.int64], told: Sequence[float | None]) -> Column:
     if np.isnan(values).any():
         is_told = np.fromiter((value is not None for value in told), bool, len(told))
         steps, values = steps[is_told], values[is_told]
-    if np.any(np.diff(steps) <= 0):
-        order = np.argsort(steps, kind="stable")
-        steps, values = steps[order], values[order]
-    return _last_of_each(steps, values)
+    return _by_step(steps, values)
 
 
 def join(columns: Sequence[Column]) -> Column:
-    """One column of those that follow each other. A step may be the last of one and the first of the next: then the later one counts."""
+    """One column of several, oldest first: of a step that more than one has, the newest counts."""
     if len(columns) == 1:
         return columns[0]
-    return _last_of_each(np.concatenate([column.steps for column in columns]), np.concatenate([column.values for column in columns]))
+    return _by_step(np.concatenate([column.steps for column in columns]), np.concatenate([column.values for column in columns]))
 
 
-def _last_of_each(steps: NDArray[np.int64], values: NDArray[np.float64]) -> Column:
-    """`steps` do not fall."""
-    is_last = np.append(np.diff(steps) > 0, True)[: len(steps)]
-    return Column(steps, values) if is_last.all() else Column(steps[is_last], values[is_last])
-
-
-def cuts(first_steps: Iterable[int]) -> list[int]:
-    """Up to which step each of some batches counts, oldest first: one that begins at a step takes back what was told of later ones."""
-    found, limit = [], MAX_INTEGER
-    for first_step in reversed(list(first_steps)):
-        found.append(limit)
-        limit = min(limit, first_step)
-    return found[::-1]
+def _by_step(steps: NDArray[np.int64], values: NDArray[np.float64]) -> Column:
+    """A column of points in any order; of several at one step, the last counts."""
+    gaps = np.diff(steps)
+    if (gaps > 0).all():
+        return Column(steps, values)
+    if (gaps < 0).any():
+        order = np.argsort(steps, kind="stable")
+        steps, values = steps[order], values[order]
+        gaps = np.diff(steps)
+    is_last = np.append(gaps > 0, True)
+    return Column(steps[is_last], values[is_last])
 
 
 def pack(columns: Mapping[str, Column]) -> bytes:

@@ -2,7 +2,8 @@
 
 A report is one small row, a batch, at first. When a stream (a start of the workers) has many, they become one batch, whose columns are rows
 of their own, and many of those a larger one; a batch knows from which report to which it reaches, so that a late repeat changes nothing.
-Batches are ordered by attempt, incarnation and sequence. One that begins at a step takes back all that earlier ones told of later steps.
+Batches are ordered by attempt, incarnation and sequence, and the newest value of a step counts. A stream that begins at a step takes back
+all that earlier ones told of later steps: the run has gone on from there.
 """
 
 from collections import defaultdict
@@ -34,6 +35,9 @@ _FETCHED = 16  # columns at once
 _CORE: dict[str, Any] = {"synchronize_session": False}  # no such row is in the session
 
 _KEY = (MetricBatchRow.attempt, MetricBatchRow.incarnation, MetricBatchRow.sequence)
+
+
+Stream = tuple[int, int]  # one start of the workers: attempt and incarnation
 
 
 class Key(NamedTuple):
@@ -127,7 +131,6 @@ def _is_known(session: Session, job_id: str, key: Key) -> bool:
 
 
 def _in_stream(job_id: str, attempt: int, incarnation: int) -> ColumnElement[bool]:
-    """One start of the workers."""
     table = MetricBatchRow
     return and_(table.job_id == job_id, table.attempt == attempt, table.incarnation == incarnation)
 
@@ -241,10 +244,9 @@ def _curves(
     batches: Sequence[Batch], stored: Iterable[tuple[str, Key, Column]], *, names: frozenset[str] | None = None
 ) -> Iterator[tuple[str, Column]]:
     """What batches, oldest first, say together of these series (None: all). `stored`: the columns of the large ones, by name."""
-    told = [batch for batch in batches if batch.first_step is not None]
-    limits = dict(zip((batch.key for batch in told), columns.cuts(batch.first_step or 0 for batch in told), strict=True))
+    limits = _limits(batches)
     small: dict[str, list[tuple[Key, Column]]] = defaultdict(list)
-    for batch in told:
+    for batch in batches:
         for name, column in columns.unpack(batch.points or b"", names=names).items():
             small[name].append((batch.key, column))
     for name, group in groupby(stored, key=itemgetter(0)):
@@ -253,5 +255,14 @@ def _curves(
         yield name, _joined(parts, limits)
 
 
-def _joined(parts: list[tuple[Key, Column]], limits: Mapping[Key, int]) -> Column:
-    return columns.join([column.between(0, limits[key]) for key, column in sorted(parts, key=itemgetter(0))])
+def _limits(batches: Sequence[Batch]) -> dict[Stream, int]:
+    """Up to which step each stream counts: the first step of those after it."""
+    limits, limit = {}, MAX_INTEGER
+    for stream, group in groupby(reversed(batches), key=lambda batch: batch.key[:2]):
+        limits[stream] = limit
+        limit = min(limit, *(batch.first_step for batch in group if batch.first_step is not None), MAX_INTEGER)
+    return limits
+
+
+def _joined(parts: list[tuple[Key, Column]], limits: Mapping[Stream, int]) -> Column:
+    return columns.join([column.between(0, limits[key[:2]]) for key, column in sorted(parts, key=itemgetter(0))])

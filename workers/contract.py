@@ -290,10 +290,18 @@ class RunProgress(Strict):
     loss: float | None = None
 
 
+class Origin(Strict):
+    """By which attempt, and as which of its reports, points were told first."""
+
+    attempt: int = Field(ge=1, le=MAX_INTEGER)
+    incarnation: int = Field(ge=0, le=MAX_INTEGER)
+    sequence: int = Field(ge=0, le=MAX_INTEGER)
+
+
 class Report(Strict):
     """One message from rank 0 (or the driver, when the run failed). `sequence` counts from 0 within an incarnation.
 
-    Points go forward from report to report; one that begins at an earlier step takes back what was told of later ones: the run went back.
+    The first step that an incarnation tells of says where it has taken up the run: what earlier ones told of later steps is taken back.
     """
 
     contract: int = CONTRACT_VERSION
@@ -302,6 +310,7 @@ class Report(Strict):
     )
     sequence: int = Field(ge=0, le=MAX_INTEGER)
     points: Points | None = None
+    origin: Origin | None = Field(default=None, description="of points that an earlier attempt left behind; an own report has none")
     events: list[Event] = Field(default=[], max_length=MAX_EVENTS)
     progress: RunProgress | None = None
 

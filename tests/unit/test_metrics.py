@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from service import metrics, reports
-from service.models import JobRow, MetricBatchRow, MetricColumnRow, MetricSummaryRow
+from service.models import AttemptRow, JobRow, MetricBatchRow, MetricColumnRow, MetricSummaryRow
 from tests.unit.service_fixtures import Service
 from workers.contract import MAX_INTEGER, MAX_POINTS, Points, Report, RunProgress, attempt_token
 
@@ -31,6 +31,14 @@ def read(service: Service, job_id: str, **options: int) -> dict[str, metrics.Ser
 def curve(service: Service, job_id: str, name: str = "loss") -> dict[int, float]:
     series = read(service, job_id).get(name, metrics.Series(steps=[], values=[]))
     return dict(zip(series.steps, series.values, strict=True))
+
+
+def begin_attempt(service: Service, job_id: str, number: int) -> None:
+    with service.database.write() as session:
+        session.get_one(AttemptRow, (job_id, number - 1)).ended_at = service.now
+        session.get_one(JobRow, job_id).attempt = number
+        row = AttemptRow(job_id=job_id, number=number, submission_id=f"{job_id}-a{number}", num_cpus=1, num_gpus=0, created_at=service.now)
+        session.add(row)
 
 
 def num_rows(service: Service, table: type[Any]) -> int:
@@ -65,10 +73,9 @@ def test_a_repeat_changes_nothing(service: Service, job: str) -> None:
 
 def test_a_later_attempt_wins_over_a_larger_incarnation(service: Service, job: str) -> None:
     """Order is by attempt first: clocks of two machines may differ."""
+    begin_attempt(service, job, 2)
     key = {"job_id": job, "sequence": 0}
     with service.database.write() as session:
-        session.add(type(service.attempt(job))(job_id=job, number=2, submission_id="2", num_cpus=1, num_gpus=0, created_at=service.now))
-        session.flush()
         for attempt, incarnation, values in ((2, 1, {2: 20.0}), (1, 9, {1: 1.0, 2: 2.0, 3: 3.0})):
             points = Points(steps=list(values), series={"loss": list(values.values())})
             assert metrics.append(session, attempt=attempt, incarnation=incarnation, points=points, **key)
@@ -76,11 +83,13 @@ def test_a_later_attempt_wins_over_a_larger_incarnation(service: Service, job: s
 
 
 def test_a_new_start_takes_back_what_it_has_not_reached_again(service: Service, job: str) -> None:
-    """Also of series that it will not tell for a while; what was told at the very step from which it goes on stays."""
-    send(service, job, dict.fromkeys(range(1, 101), 1.0), incarnation=1000)
-    send(service, job, {100: 0.6}, name="knn_accuracy", incarnation=1000, sequence=1)
-    send(service, job, dict.fromkeys(range(101, 141), 1.0), incarnation=1000, sequence=2)
+    """Also of series that it will not tell for a while; what was told of the very step from which it goes on stays."""
+    send(service, job, dict.fromkeys(range(1, 97), 1.0), incarnation=1000)
+    send(service, job, {100: 0.6}, name="knn_accuracy", incarnation=1000, sequence=1)  # on GPUs told before the last steps up to there
+    send(service, job, dict.fromkeys(range(97, 141), 1.0), incarnation=1000, sequence=2)
     send(service, job, {140: 0.7}, name="knn_accuracy", incarnation=1000, sequence=3)
+    assert curve(service, job) == dict.fromkeys(range(1, 141), 1.0)
+    assert curve(service, job, "knn_accuracy") == {100: 0.6, 140: 0.7}
     send(service, job, {100: 0.61}, name="knn_accuracy", incarnation=2000)
     send(service, job, {101: 2.0, 102: 2.0}, incarnation=2000, sequence=1)
     assert curve(service, job) == dict.fromkeys(range(1, 101), 1.0) | {101: 2.0, 102: 2.0}
@@ -93,10 +102,36 @@ def test_the_newest_start_wins_however_late_the_older_one_comes(service: Service
     assert curve(service, job) == {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}
 
 
-def test_a_run_that_goes_back_in_one_start_takes_back_too(service: Service, job: str) -> None:
+def test_a_run_that_goes_back_in_one_start_tells_its_steps_anew(service: Service, job: str) -> None:
     send(service, job, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0})
     send(service, job, {2: 20.0}, sequence=1)
-    assert curve(service, job) == {1: 1.0, 2: 20.0}
+    assert curve(service, job) == {1: 1.0, 2: 20.0, 3: 3.0, 4: 4.0}
+
+
+def test_what_an_earlier_attempt_left_on_disk_is_put_where_it_belongs(client: TestClient, service: Service, job: str) -> None:
+    """The third attempt finds it, on the first one's machine; the second has gone on elsewhere."""
+    send(service, job, dict.fromkeys(range(1, 51), 1.0), incarnation=10)
+    left = {"attempt": 1, "incarnation": 10, "sequence": 1}
+    report = {"incarnation": 30, "sequence": 0, "points": {"steps": list(range(51, 81)), "series": {"loss": [1.0] * 30}}, "origin": left}
+
+    def tell(attempt: int, **changes: Any) -> int:
+        token = attempt_token(service.settings.secret_key.get_secret_value(), job, attempt)
+        path = f"/v1/jobs/{job}/attempts/{attempt}/reports"
+        return client.post(path, json=report | changes, headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert tell(1) == 422, "what is its own it tells as its own"
+    for number in (2, 3):
+        begin_attempt(service, job, number)
+        assert tell(number, progress={"step": 1, "num_steps": 2, "epoch": 0.0}) == 422
+        if number == 2:
+            send(service, job, dict.fromkeys(range(61, 201), 2.0), attempt=2, incarnation=20)
+    for sequence in range(2):
+        assert tell(3, sequence=sequence) == 200
+        assert curve(service, job) == dict.fromkeys(range(1, 61), 1.0) | dict.fromkeys(range(61, 201), 2.0)
+    send(service, job, {191: 3.0}, attempt=3, incarnation=30, sequence=2)
+    assert max(curve(service, job)) == 191
+    send(service, job, {51: 9.0}, attempt=3, incarnation=10, sequence=1)
+    assert curve(service, job) == dict.fromkeys(range(1, 51), 1.0) | {51: 9.0, 191: 3.0}, "that attempt's own, whatever its number"
 
 
 def test_steps_in_any_order_and_twice(service: Service, job: str) -> None:
@@ -133,9 +168,9 @@ def test_any_reports_in_any_order_of_starts_make_the_curve_told_one_by_one(
         incarnation, sequence, points = random.choice(done)
         send(service, job, {7: 77.0}, incarnation=incarnation, sequence=sequence)  # a repeat, whatever it says
     expected: dict[int, float] = {}
-    for _, _, points in sorted(done, key=lambda told: told[:2]):
-        if values := {step: value for step, value in (points or {}).items() if value is not None}:
-            expected = {step: value for step, value in expected.items() if step <= min(values)} | values
+    for stream in streams:
+        values = {step: value for points in stream for step, value in (points or {}).items() if value is not None}
+        expected = {step: value for step, value in expected.items() if step <= min(values, default=step)} | values
     assert curve(service, job) == expected
 
 

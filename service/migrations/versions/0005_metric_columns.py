@@ -151,38 +151,28 @@ def _merge(stream: Iterator[Any]) -> set[str]:
 
 
 def _add(curves: Curves, points: Any) -> None:
-    """A report that begins at a step takes back what was told of later ones, so that each curve's steps only grow."""
-    told = {
-        name: {step: float(value) for step, value in zip(points["steps"], values, strict=True) if value is not None}
-        for name, values in (points or {"series": {}})["series"].items()
-    }
-    first_step = min((step for column in told.values() for step in column), default=math.inf)
-    for name, curve in curves.items():
-        if curve and next(reversed(curve)) > first_step:
-            curves[name] = {step: value for step, value in curve.items() if step <= first_step}
-    for name, column in told.items():
-        curves.setdefault(name, {}).update(sorted(column.items()))
+    for name, values in (points or {"series": {}})["series"].items():
+        told = {step: float(value) for step, value in zip(points["steps"], values, strict=True) if value is not None}
+        if told:
+            curves.setdefault(name, {}).update(told)
 
 
 def _write(curves: Curves, *, first: int, last: Any) -> None:
     key = {"job_id": last.job_id, "attempt": last.attempt, "incarnation": last.incarnation, "sequence": last.sequence}
-    curves = {name: column for name, column in curves.items() if column}
-    first_step = min((min(column) for column in curves.values()), default=None)
-    num_points = sum(map(len, curves.values()))
+    columns = [
+        {**key, "name": name, "first_step": min(curve), "last_step": max(curve), "data": _encode(curve)} for name, curve in curves.items()
+    ]
+    num_points, first_step = sum(map(len, curves.values())), min((column["first_step"] for column in columns), default=None)
     batch = {"first_sequence": first, "level": _FULL, "num_points": num_points, "first_step": first_step, "points": None}
     op.get_bind().execute(sa.insert(_BATCHES), [key | batch])
-    columns = [
-        {**key, "name": name, "first_step": min(column), "last_step": max(column), "data": _encode(column)}
-        for name, column in curves.items()
-    ]
     if columns:
         op.get_bind().execute(sa.insert(_COLUMNS), columns)
 
 
 def _encode(column: dict[int, float]) -> bytes:
-    steps = list(column)
+    steps = sorted(column)
     gaps = array("Q", (later - step for step, later in pairwise(steps)))
-    return _HEADER.pack(b"Q", b"d", len(steps), steps[0]) + gaps.tobytes() + array("d", column.values()).tobytes()
+    return _HEADER.pack(b"Q", b"d", len(steps), steps[0]) + gaps.tobytes() + array("d", map(column.__getitem__, steps)).tobytes()
 
 
 def _decode(data: bytes) -> dict[int, float]:
