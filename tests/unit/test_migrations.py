@@ -163,26 +163,24 @@ def curves(session: Session) -> dict[str, dict[int, float]]:
 def test_series_survive_the_way_up_and_down(database: Database) -> None:
     """Of JSON to columns: a run that was started again from an earlier step, with NaN; on the way back nothing changes but its form."""
     upgrade(database, "0004")
-    told: list[tuple[int, int, dict[str, list[float | str | None]] | None]] = [
-        (1, 0, {"loss": [1.5, "NaN", 0.1], "top1": [None, None, 0.5]}),
-        (1, 1, None),
-        (1, 4, {"loss": [4.5, "Infinity", "-Infinity"]}),
-        (2, 0, {"loss": [2.5, None, 3.5]}),
+    told: list[tuple[int, int, list[int], dict[str, list[float | str | None]]]] = [
+        (1, 0, [1, 2, 5], {"loss": [1.5, "NaN", None], "top1": [None, None, 0.5]}),
+        (1, 1, [], {}),
+        (1, 4, [3, 4, 6], {"loss": [0.1, 4.5, "-Infinity"], "top1": [0.3, None, None]}),
+        (2, 0, [3, 4, 5], {"loss": [2.5, None, "Infinity"]}),
     ]
-    first_steps = {(1, 0): 1, (1, 4): 4, (2, 0): 3}
     at = "2026-01-01 00:00:00.000000"
     run = {"name": "n", "kind": "pretrain", "labels": "{}", "spec": "{}", "body_hash": "h", "status": "running", "desired_state": "run"}
     for job in ("j", "other"):
         insert(database, "jobs", id=job, attempt=2, version=1, created_at=at, **run)
         for number in (1, 2):
             insert(database, "attempts", job_id=job, number=number, submission_id=f"{job}-a{number}", num_cpus=1, num_gpus=0, created_at=at)
-    for attempt, sequence, series in told:
-        first = first_steps.get((attempt, sequence))
-        points = None if first is None else json.dumps({"steps": [first, first + 1, first + 2], "series": series})
+    for attempt, sequence, steps, series in told:
+        points = json.dumps({"steps": steps, "series": series}) if steps else None
         key = {"job_id": "j", "attempt": attempt, "incarnation": 7, "sequence": sequence}
-        insert(database, "metric_batches", **key, points=points, first_step=first, last_step=None if first is None else first + 2)
+        insert(database, "metric_batches", **key, points=points, first_step=min(steps, default=None), last_step=max(steps, default=None))
     upgrade(database)
-    expected = {"loss": {1: 1.5, 2: math.nan, 3: 2.5, 5: 3.5}, "top1": {3: 0.5}}
+    expected = {"loss": {1: 1.5, 2: math.nan, 3: 2.5, 5: math.inf}, "top1": {3: 0.3}}
     with database.write() as session:
         assert repr(curves(session)) == repr(expected)
         assert metrics.read(session, "other") == {}
@@ -195,13 +193,13 @@ def test_series_survive_the_way_up_and_down(database: Database) -> None:
             text("SELECT attempt, sequence, points, first_step, last_step FROM metric_batches ORDER BY attempt, sequence")
         )
         rows = [(*row[:2], json.loads(row.points) if isinstance(row.points, str) else row.points, *row[3:]) for row in found]
-    first = {"loss": [1.5, "NaN", 0.1, 4.5, "Infinity", "-Infinity"], "top1": [None, None, 0.5, None, None, None]}
+    first = {"loss": [1.5, "NaN", 0.1, 4.5, None, "-Infinity"], "top1": [None, None, 0.3, None, 0.5, None]}
     assert rows == [
         *((1, sequence, None, None, None) for sequence in range(4)),
         (1, 4, {"steps": [1, 2, 3, 4, 5, 6], "series": first}, 1, 6),
         (1, 5, None, None, None),
         (1, 6, {"steps": [15], "series": {"loss": [9.0]}}, 15, 15),
-        (2, 0, {"steps": [3, 5], "series": {"loss": [2.5, 3.5]}}, 3, 5),
+        (2, 0, {"steps": [3, 5], "series": {"loss": [2.5, "Infinity"]}}, 3, 5),
     ]
     upgrade(database)
     with database.read() as session:
