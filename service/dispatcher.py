@@ -21,6 +21,7 @@ from service.ray_jobs import HttpRayJobs, RayJobs
 from service.reconciler import Reconciler
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
+from service.thinning import Thinning
 from service.world import World
 from workers.contract import STORAGE_PATIENCE_SECONDS, Condition, DesiredState, JobStatus, Reason
 
@@ -44,6 +45,7 @@ class Dispatcher:
         self._clock = clock
         self._actions = Actions(database, storage, ray, settings, clock=clock)
         self._reconciler = Reconciler(database, ray, settings, clock=clock)
+        self._thinning = Thinning(database, settings, clock=clock)
         self._owner = leases.owner_name(self)
         self._line_at = clock()
         self._stopping = threading.Event()
@@ -62,6 +64,7 @@ class Dispatcher:
                     has_begun = True
                 self.tick()
                 self._reconciler.sweep_when_due()
+                self._thinning.sweep_when_due()
                 pause = self._settings.poll_seconds
             except Exception:
                 pause = min(pause * 2, ERROR_SECONDS)

@@ -1,6 +1,6 @@
 """The tables. Small status, rich reason; what the user wants is a column apart from where the job is."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, text
@@ -19,7 +19,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar = {datetime: UtcDateTime(), dict[str, Any]: JsonValue(), dict[str, str]: JsonValue()}
+    type_annotation_map: ClassVar = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: JsonValue(),
+        dict[str, str]: JsonValue(),
+        list[str]: JsonValue(),
+    }
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -122,7 +127,9 @@ class EventRow(Base):
 
 
 class MetricBatchRow(Base):
-    """One report's points as received. A report without points has a row too: its key is what makes a repeat change nothing."""
+    """The points of one report (level 0: all its columns are in `points`), or of all from `first_sequence` to `sequence`, merged: then its
+    columns are rows of `metric_columns`. A report without points has a row, too: its key is what makes a repeat change nothing.
+    """
 
     __tablename__ = "metric_batches"
     __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
@@ -131,9 +138,40 @@ class MetricBatchRow(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    points: Mapped[dict[str, Any] | None]
+    first_sequence: Mapped[int] = mapped_column(BigInteger)
+    level: Mapped[int] = mapped_column(Integer)
+    num_points: Mapped[int] = mapped_column(Integer)  # of all its series
     first_step: Mapped[int | None] = mapped_column(BigInteger)
-    last_step: Mapped[int | None] = mapped_column(BigInteger)
+    points: Mapped[bytes | None]
+
+
+class MetricColumnRow(Base):
+    """One series of a large batch, as `service.columns` writes it."""
+
+    __tablename__ = "metric_columns"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
+
+    job_id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
+    name: Mapped[str] = mapped_column(CleanString(100), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    first_step: Mapped[int] = mapped_column(BigInteger)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    data: Mapped[bytes]
+
+
+class MetricSummaryRow(Base):
+    """A job's series as a whole. `version` grows with each change; `is_whole` until they are thinned."""
+
+    __tablename__ = "metric_summaries"
+    __table_args__ = (Index("ix_metric_summaries_changed_on", "changed_on", **_where("is_whole")),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    names: Mapped[list[str]]
+    version: Mapped[int] = mapped_column(BigInteger)
+    changed_on: Mapped[date]
+    is_whole: Mapped[bool]
 
 
 class ArtifactRow(Base):

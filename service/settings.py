@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
 
     log_quota_mb: int = Field(default=512, ge=8, description="Set it to the most megabytes that are kept of what one job prints.")
+    metrics_whole_days: int = Field(
+        default=90, ge=1, description="Set it to the days after which the series of an ended job are thinned to 10,000 points each."
+    )
 
     poll_seconds: float = Field(default=0.25, gt=0, le=5, description="Set it to the dispatcher's pause between looks at the queue.")
     line_patience_seconds: float = Field(

@@ -15,7 +15,7 @@ CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplej
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
-    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil"),
+    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy"),
 }
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3"}

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
+from sqlalchemy.orm import Session
 
+from service import metrics
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
 from service.models import AttemptRow, Base, JobRow
+from workers.contract import Points
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -143,6 +147,63 @@ def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> Non
     downgrade(database, "0003")
     assert keys() == before | {"e": None}
     upgrade(database)
+    database.close()
+
+
+def insert(database: Database, table: str, **values: object) -> None:
+    with database.write() as session:
+        names = ", ".join(f":{name}" for name in values)
+        session.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({names})"), values)
+
+
+def curves(session: Session) -> dict[str, dict[int, float]]:
+    return {name: dict(zip(one.steps, one.values, strict=True)) for name, one in metrics.read(session, "j").items()}
+
+
+def test_series_survive_the_way_up_and_down(database: Database) -> None:
+    """Of JSON to columns: a run that was started again from an earlier step, with NaN; on the way back nothing changes but its form."""
+    upgrade(database, "0004")
+    told: list[tuple[int, int, list[int], dict[str, list[float | str | None]]]] = [
+        (1, 0, [1, 2, 5], {"loss": [1.5, "NaN", None], "top1": [None, None, 0.5]}),
+        (1, 1, [], {}),
+        (1, 4, [3, 4, 6], {"loss": [0.1, 4.5, "-Infinity"], "top1": [0.3, None, None]}),
+        (2, 0, [3, 4, 5], {"loss": [2.5, None, "Infinity"]}),
+    ]
+    at = "2026-01-01 00:00:00.000000"
+    run = {"name": "n", "kind": "pretrain", "labels": "{}", "spec": "{}", "body_hash": "h", "status": "running", "desired_state": "run"}
+    for job in ("j", "other"):
+        insert(database, "jobs", id=job, attempt=2, version=1, created_at=at, **run)
+        for number in (1, 2):
+            insert(database, "attempts", job_id=job, number=number, submission_id=f"{job}-a{number}", num_cpus=1, num_gpus=0, created_at=at)
+    for attempt, sequence, steps, series in told:
+        points = json.dumps({"steps": steps, "series": series}) if steps else None
+        key = {"job_id": "j", "attempt": attempt, "incarnation": 7, "sequence": sequence}
+        insert(database, "metric_batches", **key, points=points, first_step=min(steps, default=None), last_step=max(steps, default=None))
+    upgrade(database)
+    expected = {"loss": {1: 1.5, 2: math.nan, 3: 2.5, 5: math.inf}, "top1": {3: 0.3}}
+    with database.write() as session:
+        assert repr(curves(session)) == repr(expected)
+        assert metrics.read(session, "other") == {}
+        for sequence, is_new in ((0, False), (1, False), (4, False), (5, True), (6, True)):
+            points = Points(steps=[9 + sequence], series={"loss": [9.0]}) if sequence == 6 else None
+            assert metrics.append(session, "j", attempt=1, incarnation=7, sequence=sequence, points=points) is is_new
+    downgrade(database, "0004")
+    with database.read() as session:
+        found = session.execute(
+            text("SELECT attempt, sequence, points, first_step, last_step FROM metric_batches ORDER BY attempt, sequence")
+        )
+        rows = [(*row[:2], json.loads(row.points) if isinstance(row.points, str) else row.points, *row[3:]) for row in found]
+    first = {"loss": [1.5, "NaN", 0.1, 4.5, None, "-Infinity"], "top1": [None, None, 0.3, None, 0.5, None]}
+    assert rows == [
+        *((1, sequence, None, None, None) for sequence in range(4)),
+        (1, 4, {"steps": [1, 2, 3, 4, 5, 6], "series": first}, 1, 6),
+        (1, 5, None, None, None),
+        (1, 6, {"steps": [15], "series": {"loss": [9.0]}}, 15, 15),
+        (2, 0, {"steps": [3, 5], "series": {"loss": [2.5, "Infinity"]}}, 3, 5),
+    ]
+    upgrade(database)
+    with database.read() as session:
+        assert repr(curves(session)) == repr(expected)
     database.close()
 
 
