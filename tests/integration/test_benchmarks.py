@@ -13,9 +13,11 @@ from benchmarks import (
     embed,
     export,
     images,
+    list_jobs,
     reattach,
     recover,
     start_up,
+    submit,
     train_step,
 )
 from mae_core.options import ARCH_SIZES, ModelConfig
@@ -136,3 +138,17 @@ def test_dispatch(on_stand_in: Stage) -> None:
     assert 0 < line["from_attempt_created"]["p95"] < line["value"]
     assert line["p50"] <= line["value"]
     assert len(on_stand_in.ray.history()) == 3  # those that do not fit were not submitted
+
+
+def test_list_jobs(on_stand_in: Stage) -> None:
+    first, second = list_jobs.measure(on_stand_in, sizes=(60, 120), repeats=2)
+    assert (first["num_jobs"], second["num_jobs"], first["database"]) == (60, 120, on_stand_in.database)
+    assert {"first page", "next page", "text: one job", "all together", "an unchanged job (304)"} <= set(first["questions"])
+    assert first["value"] == max(each["p95"] for each in first["questions"].values())
+    assert 1000 < first["bytes"] < list_jobs.GOAL_BYTES
+
+
+def test_submit(on_stand_in: Stage) -> None:
+    line = submit.measure(on_stand_in, seconds=0.1, rates=[60])
+    assert (line["num_jobs"], line["database"], list(line["p95_per_rate"])) == (5, on_stand_in.database, [60])
+    assert 0 < line["p50"] <= line["value"]
