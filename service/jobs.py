@@ -61,12 +61,7 @@ def submit(
             known = _repeat_of(session, idempotency_key, body_hash)
         if known is not None:
             return known
-    _check_workers(spec, settings)
-    if settings.sources_are_local:
-        check_sources(spec)
-    resolved = resolve_encoder(  # asks storage: in no transaction
-        database, storage, spec, project=project, sources_are_local=settings.sources_are_local
-    )
+    resolved = resolve(database, storage, settings, spec, project=project)  # asks storage: in no transaction
     try:
         with database.write() as session:
             if idempotency_key is not None and (known := _repeat_of(session, idempotency_key, body_hash)) is not None:
@@ -98,6 +93,14 @@ def retry(database: Database, storage: Storage, settings: Settings, job_id: str,
     except ValidationError as error:
         raise Conflict(f"The spec of job {job_id} is not one of this version any more: {spec_errors(error.errors())[0]}") from None
     return submit(database, storage, settings, spec, idempotency_key=idempotency_key, project=row.project, retry_of=job_id)
+
+
+def resolve(database: Database, storage: Storage, settings: Settings, spec: Spec, *, project: str) -> Spec:
+    """The spec as a job of the project would have it; or Invalid with what to do."""
+    _check_workers(spec, settings)
+    if settings.sources_are_local:
+        check_sources(spec)
+    return resolve_encoder(database, storage, spec, project=project, sources_are_local=settings.sources_are_local)
 
 
 def _keep(session: Session, parent: str) -> None:

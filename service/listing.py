@@ -22,7 +22,7 @@ from service.models import JobLabelRow, JobRow, JobWordRow
 from service.search import LAST, words_of
 from workers.contract import JobStatus
 
-MAX_SEEN = 5000  # jobs that are looked at for one page
+MAX_SEEN = 2000  # jobs that are looked at for one page
 _ORDER = "newest"  # in cursors, so that one of another order is known
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -29,6 +29,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.saved_config", CONTROL, {"mae_core.options"}),
     ("mae_core.exports.formats", CONTROL, {"mae_core.options"}),
     ("mae_core.config", CONTROL, {"mae_core.exports.formats", "mae_core.options", "mae_core.recipes"}),
+    ("mae_core.estimates", CONTROL, {"mae_core.config", "mae_core.options"}),
     ("mae_core.exports.programs", {*CORE, "onnxruntime"}, {"mae_core.*"}),  # an ONNX file is run before it is handed out
     ("mae_core.*", CORE, {"mae_core.*"}),
     ("workers.contract", CONTROL, SPECS),
@@ -37,7 +38,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("service.client", {"httpx"}, {"service.client_errors", "workers.contract", "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
     ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
-    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", "mae_core.recipes", *SPECS}),
+    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
 ]
 # Inside service: who may be imported by whom, beyond the table above.
 ONLY_BY = {

@@ -1,17 +1,19 @@
-"""What there is to work with: recipes, and the cluster."""
+"""What there is to work with: recipes, the cluster, and what a run would take of it."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
+from mae_core.config import RunSpec
 from mae_core.options import ARCH_SIZES
 from mae_core.recipes import RecipeName, recipe_fields, recipe_for
-from service import cluster
+from service import cluster, forecasts
 from service.auth import USERS, Caller
 from service.cluster import ClusterView, Devices
-from service.projects import ProjectName
+from service.forecasts import EstimateView
+from service.projects import DEFAULT_PROJECT, ProjectName
 from service.routes.answers import PROBLEMS, answer
-from service.routes.state import DatabaseDep, RayDep
+from service.routes.state import DatabaseDep, RayDep, SettingsDep, StorageDep
 from service.views import View
 
 router = APIRouter(tags=["catalogue"], responses=PROBLEMS)
@@ -73,3 +75,19 @@ def get_cluster(
             num_waiting=waiting,
         )
     )
+
+
+@router.post("/estimates", response_model=EstimateView)
+def estimate(
+    spec: RunSpec,
+    caller: Annotated[Caller, Depends(USERS)],
+    database: DatabaseDep,
+    storage: StorageDep,
+    ray: RayDep,
+    settings: SettingsDep,
+    num_images: Annotated[int | None, Query(ge=1, le=10**12, description="that it trains on, for the hours; the digits' are known")] = None,
+    project: Annotated[ProjectName | None, Query(description="of an admin: where the job would belong")] = None,
+) -> Response:
+    """Check a spec as if it was submitted, and say what its run would take, and whether the cluster has room for it. Nothing is kept."""
+    place = caller.project_of(project) or DEFAULT_PROJECT
+    return answer(forecasts.foretell(database, storage, ray, settings, spec, project=place, num_images=num_images))

@@ -15,7 +15,7 @@ from tests.unit.access import PUBLIC, WORKERS, Route, bearer, expired, make_toke
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service
 from workers.contract import attempt_token
 
-CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/cluster")}
+CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/cluster"), ("POST", "/v1/estimates")}
 OF_NO_PROJECT = {("GET", "/v1/recipes")}
 ANSWERED = (200, 202, 307, 409, 428)  # 409: what this asks before has paused and cancelled the job
 

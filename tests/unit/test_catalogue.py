@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from mae_core.config import RUN_SPEC
 from service.tokens import Role
 from tests.unit.access import bearer, make_token
-from tests.unit.service_fixtures import PRETRAIN, Service
+from tests.unit.service_fixtures import PRETRAIN, PROBE, Service
 
 
 def test_recipes_say_what_specs_get(client: TestClient) -> None:
@@ -52,3 +52,46 @@ def test_the_cluster_and_who_holds_it(client: TestClient, service: Service) -> N
     service.ray.is_down = True
     answer = client.get("/v1/cluster")
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:maestro:ray-unreachable")
+
+
+def estimate(client: TestClient, spec: dict[str, Any], **params: Any) -> Any:
+    answer = client.post("/v1/estimates", json=spec, params=params)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_an_estimate_keeps_nothing_and_says_what_a_job_would_be(client: TestClient, service: Service) -> None:
+    found = estimate(client, PRETRAIN)
+    assert client.get("/v1/jobs").json()["jobs"] == []
+    job = client.post("/v1/jobs", json=PRETRAIN).json()
+    assert found["spec"] == job["spec"]
+    assert found["num_trained_parameters"] < found["num_parameters"]
+    assert found["hours"] == 2 * 1797 / found["images_per_second"] / 3600
+    assert (found["needs"], found["fits"]) == ({"num_cpus": 1.0, "num_gpus": 0.0}, "now")
+    photos = PRETRAIN | {"data": {"source": "/photos"}}
+    assert estimate(client, photos)["hours"] is None
+    assert estimate(client, photos, num_images=1000)["hours"] == 2 * 1000 / found["images_per_second"] / 3600
+    assert client.post("/v1/estimates", json=PRETRAIN | {"name": ""}).status_code == 422
+    assert client.post("/v1/estimates", json=PROBE | {"encoder": {"job": "none"}}).json()["errors"][0]["field"] == "encoder.job"
+
+
+def test_an_estimate_takes_the_model_of_a_jobs_encoder(client: TestClient, service: Service) -> None:
+    parent = service.submit()
+    found = estimate(client, PROBE | {"encoder": {"job": parent}})
+    assert found["spec"]["model"]["arch"] == PRETRAIN["model"]["arch"]
+    assert (found["num_trained_parameters"], found["memory_bytes_per_worker"]) == (0, None)
+
+
+def test_an_estimate_says_whether_there_is_room(client: TestClient, service: Service) -> None:
+    def fits(**resources: int) -> tuple[str, str]:
+        found = estimate(client, PRETRAIN | {"resources": resources})
+        return found["fits"], found["detail"]
+
+    assert fits(num_workers=8)[0] == "now"
+    service.ray.cluster = replace(service.ray.cluster, used_cpus=3.0)
+    assert fits(num_workers=8) == ("later", "8 workers with 1 CPUs each; free are 5 CPUs and 0 GPUs")
+    assert fits(num_workers=4)[0] == "now"
+    assert fits(num_workers=4, cpus_per_worker=3) == ("never", "4 workers with 3 CPUs each; the cluster's machines have room for 2")
+    assert fits(gpus_per_worker=1)[0] == "never"
+    service.ray.is_down = True
+    assert fits(num_workers=1)[0] == "unknown"
