@@ -18,9 +18,9 @@ MAX_NOTES = 20_000
 class JobChange(Strict):
     """What is to be different; what is left out stays. `labels` are replaced as a whole. The spec, which workers have, stays as it is."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)] = ""
-    labels: dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=200)]] = Field(default={}, max_length=32)
-    priority: int = Field(default=0, ge=-1000, le=1000, description="of a job that waits: at once its place in the line")
+    name: str = Field(default_factory=str, min_length=1, max_length=200)  # a factory: there is no default to be described
+    labels: dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=200)]] = Field(default_factory=dict, max_length=32)
+    priority: int = Field(default_factory=int, ge=-1000, le=1000, description="of a job that waits: at once its place in the line")
     notes: str | None = Field(default=None, max_length=MAX_NOTES, description="free text; null: none")
 
 

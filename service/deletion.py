@@ -17,7 +17,7 @@ from service.artifacts import job_prefix
 from service.db import Database
 from service.errors import Conflict, StorageUnreachable
 from service.models import Base, JobRow
-from service.storage import PAGE, Storage
+from service.storage import PAGE, ObjectNotFound, Storage
 from workers.contract import MANIFEST, JobStatus, result_prefix
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Deleter:
                 if not (self._take_objects(job_id, kind) and self._take_rows(job_id)):
                     return
                 log.info("job %s is deleted", job_id)
-        except StorageUnreachable as error:
+        except (StorageUnreachable, ObjectNotFound) as error:  # not found: the bucket itself
             self._due_at = now + timedelta(seconds=UNREACHABLE_SECONDS)
             log.info("deleted jobs keep their objects for now: %s", error)
 
@@ -93,7 +93,9 @@ class Deleter:
 
 
 def _delete_rows(session: Session, job_id: str, *, at_most: int) -> bool:
-    """Rows that refer to a job, in every table, and when there are none any more its own. Whether that was so."""
+    """Rows that refer to a job, in every table, and when there are none any more its own. Whether there is nothing left to do here."""
+    if session.scalar(select(JobRow.id).where(JobRow.id == job_id).with_for_update(skip_locked=True)) is None:
+        return True  # another dispatcher is at it, or was
     for table in reversed(Base.metadata.sorted_tables):  # who refers to others goes before these
         if "job_id" in table.columns:
             at_most -= _delete_some(session, table, job_id, at_most=at_most)

@@ -9,6 +9,7 @@ from service.errors import MEDIA_TYPE
 from service.views import ProblemView
 
 _DESCRIPTIONS = {
+    400: "The body cannot be read",
     401: "No valid token",
     403: "The token is not good for this",
     404: "There is no such thing",
@@ -28,7 +29,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses}
 
 
-PROBLEMS = problems(401, 403, 404, 413, 422, 503)
+PROBLEMS = problems(400, 401, 403, 404, 413, 422, 503)
 
 
 def answer(view: BaseModel, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:

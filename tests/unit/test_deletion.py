@@ -158,6 +158,20 @@ def test_thousands_of_objects_and_rows_go_in_pages(service: Service, monkeypatch
     assert len(num_events) > 3
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_another_dispatcher_is_taking_away_is_left_to_it(service: Service) -> None:
+    job_id = finished(service)
+    with service.database.write() as session:
+        deletion.request(session, job_id, now=service.now)
+    before = rows_of(service, job_id)
+    with service.database.write() as session:
+        session.get_one(JobRow, job_id, with_for_update=True)
+        sweep(service)
+        assert rows_of(service, job_id) == before
+    sweep(service)
+    assert rows_of(service, job_id) == {}
+
+
 def test_the_manifest_goes_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = finished(service)
     with service.database.write() as session:

@@ -43,7 +43,7 @@ def test_every_operation_tells_its_errors_as_problems(client: TestClient) -> Non
         if not path.startswith("/v1"):
             continue
         answers = operation["responses"]
-        assert {"401", "403", "404", "413", "422", "503"} <= set(answers), name
+        assert {"400", "401", "403", "404", "413", "422", "503"} <= set(answers), name
         for status, answer in answers.items():
             if int(status) >= 400:
                 assert list(answer["content"]) == ["application/problem+json"], (name, status)
