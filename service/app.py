@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import Depends, FastAPI
 
-from service import errors
+from service import errors, openapi
 from service.auth import ADMINS, USERS
 from service.bodylimit import BodyLimit
 from service.db import Database
 from service.migrations.schema import require_head
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
-from service.routes import health, jobs, reports, runs, tokens
+from service.routes import catalogue, health, jobs, reports, runs, tokens
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 
@@ -26,15 +26,22 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
         yield
         app.state.database.close()
 
-    app = FastAPI(title="MAEstro", version="1", summary="Distributed training of masked autoencoders", lifespan=lifespan)
+    app = FastAPI(
+        title="MAEstro",
+        version="1",
+        summary="Distributed training of masked autoencoders",
+        lifespan=lifespan,
+        generate_unique_id_function=openapi.operation_id,
+    )
     app.state.settings = settings
     app.state.database = Database(settings.database_url.get_secret_value())
     app.state.storage = storage or S3Storage.of(settings)
     app.state.ray = ray or HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
+    openapi.install(app)
     app.add_middleware(BodyLimit)
-    for router, audience in ((jobs.router, USERS), (runs.router, USERS), (tokens.router, ADMINS)):
+    for router, audience in ((jobs.router, USERS), (runs.router, USERS), (catalogue.router, USERS), (tokens.router, ADMINS)):
         app.include_router(router, prefix="/v1", dependencies=[Depends(audience)])
     app.include_router(reports.router, prefix="/v1")
     app.include_router(health.router)

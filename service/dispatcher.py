@@ -11,6 +11,7 @@ from sqlalchemy import select
 from service import endings, leases, policy
 from service.actions import Actions
 from service.db import Database, utc_now
+from service.deletion import Deleter
 from service.errors import RayUnreachable, StorageUnreachable
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Overtaken
@@ -46,6 +47,7 @@ class Dispatcher:
         self._actions = Actions(database, storage, ray, settings, clock=clock)
         self._reconciler = Reconciler(database, ray, settings, clock=clock)
         self._thinning = Thinning(database, settings, clock=clock)
+        self._deleter = Deleter(database, storage, clock=clock)
         self._owner = leases.owner_name(self)
         self._line_at = clock()
         self._stopping = threading.Event()
@@ -65,6 +67,7 @@ class Dispatcher:
                 self.tick()
                 self._reconciler.sweep_when_due()
                 self._thinning.sweep_when_due()
+                self._deleter.sweep_when_due()
                 pause = self._settings.poll_seconds
             except Exception:
                 pause = min(pause * 2, ERROR_SECONDS)

@@ -1,7 +1,7 @@
 """Object storage, over boto3: what the service itself reads and writes there, and presigned addresses for users."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -14,7 +14,9 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef, PaginatorConfigTypeDef
 
+PAGE = 1000  # objects that S3 lists, and deletes, at once
 PRESIGNED_SECONDS = 3600
 MAX_TEXT_BYTES = 16 * 2**20
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
@@ -44,8 +46,12 @@ class Storage(Protocol):
     def read_bytes(self, key: str, *, start: int, length: int) -> bytes: ...
     def put_text(self, key: str, text: str) -> None: ...
     def put_bytes(self, key: str, body: bytes) -> None: ...
-    def delete_all(self, prefix: str) -> None: ...
-    def list(self, prefix: str, *, bucket: str | None = None) -> list[StoredObject]: ...
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> list[StoredObject]:
+        """In the order of their keys; all, or the first `limit` (at most PAGE)."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """At most PAGE keys. Those that are not there are no error."""
+
     def presign(self, key: str) -> str: ...
 
 
@@ -106,26 +112,20 @@ class S3Storage:
         with self._errors(f"{key} cannot be written"):
             self._client(self._endpoint).put_object(Bucket=self.bucket, Key=key, Body=body)
 
-    def delete_all(self, prefix: str) -> None:
-        """All objects below a prefix, page by page."""
-        with self._errors(f"{prefix} cannot be deleted"):
-            client = self._client(self._endpoint)
-            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                keys = [item["Key"] for item in page.get("Contents", [])]
-                faults = (
-                    client.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}).get(
-                        "Errors"
-                    )
-                    if keys
-                    else None
-                )
-                if faults:
-                    raise StorageUnreachable(f"{len(faults)} object(s) below {prefix} cannot be deleted, such as {faults[0]}")
-
-    def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
         with self._errors(f"{prefix} cannot be listed"):
-            pages = self._client(self._endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket or self.bucket, Prefix=prefix)
+            paginator = self._client(self._endpoint).get_paginator("list_objects_v2")
+            config: PaginatorConfigTypeDef = {} if limit is None else {"MaxItems": limit, "PageSize": limit}
+            pages = paginator.paginate(Bucket=bucket or self.bucket, Prefix=prefix, PaginationConfig=config)
             return [StoredObject(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        with self._errors(f"{len(keys)} objects cannot be deleted"):
+            wanted: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys]
+            answer = self._client(self._endpoint).delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
+        for error in answer.get("Errors", []):
+            if error.get("Code") not in _MISSING:
+                raise StorageUnreachable(f"Object storage {self._place} does not delete {error.get('Key')}: {error.get('Code')}.")
 
     def presign(self, key: str) -> str:
         """An address that gives the object to whoever has it, for an hour; of the name by which users reach the store."""

@@ -1,9 +1,12 @@
 """What the API answers."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+from sqlalchemy import Row
 
 from service import conditions
 from service.db import utc_now
@@ -45,6 +48,8 @@ class ConditionView(View):
 
 
 class JobView(JobSummary):
+    notes: str | None
+    retry_of: str | None
     spec: dict[str, Any]
     reason_message: str | None
     conditions: dict[Condition, ConditionView]
@@ -62,6 +67,18 @@ class JobView(JobSummary):
 class JobPage(View):
     jobs: list[JobSummary]
     next_cursor: str | None
+
+    @staticmethod
+    def json_of(rows: Sequence[Row[Any]], *, fields: Sequence[str], next_cursor: str | None) -> bytes:
+        """Of rows that have at least the fields, each job with just these. The database's own values: nothing of them is checked again."""
+        return to_json({"jobs": [_shown(row, fields) for row in rows], "next_cursor": next_cursor}, inf_nan_mode="strings")
+
+
+def _shown(row: Row[Any], fields: Sequence[str]) -> dict[str, Any]:
+    shown = {name: row._mapping[name] for name in fields}
+    if shown.get("progress") is not None:
+        shown["progress"] = RunProgress.model_validate(shown["progress"])
+    return shown
 
 
 class EventView(View):
@@ -148,3 +165,18 @@ class TokenList(View):
 class Readiness(View):
     ready: bool
     missing: dict[str, str]
+
+
+class FieldProblem(View):
+    field: str
+    message: str
+
+
+class ProblemView(View):
+    """RFC 9457: what every error answers. `type` is `urn:maestro:<kebab-case>`, `errors` is there where fields are wrong."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []

@@ -14,11 +14,11 @@ CONTROL = {"pydantic"}
 CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplejpeg", "scipy", "safetensors", "yaml", "pyarrow"}
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
-    *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
+    *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy"),
 }
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
-TYPES_ONLY = {"mypy_boto3_s3"}
+TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
 
 # The first pattern that fits a module decides: third-party libraries, then modules of ours.
@@ -29,6 +29,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.saved_config", CONTROL, {"mae_core.options"}),
     ("mae_core.exports.formats", CONTROL, {"mae_core.options"}),
     ("mae_core.config", CONTROL, {"mae_core.exports.formats", "mae_core.options", "mae_core.recipes"}),
+    ("mae_core.estimates", CONTROL, {"mae_core.config", "mae_core.options"}),
     ("mae_core.exports.programs", {*CORE, "onnxruntime"}, {"mae_core.*"}),  # an ONNX file is run before it is handed out
     ("mae_core.*", CORE, {"mae_core.*"}),
     ("workers.contract", CONTROL, SPECS),
@@ -37,7 +38,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("service.client", {"httpx"}, {"service.client_errors", "workers.contract", "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
     ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
-    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", *SPECS}),
+    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
 ]
 # Inside service: who may be imported by whom, beyond the table above.
 ONLY_BY = {

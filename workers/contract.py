@@ -174,6 +174,7 @@ class EventType(StrEnum):
     CANCEL_REQUESTED = "cancel_requested"
     PAUSE_REQUESTED = "pause_requested"
     RESUME_REQUESTED = "resume_requested"
+    JOB_CHANGED = "job_changed"
     ATTEMPT_CREATED = "attempt_created"
     ATTEMPT_ENDED = "attempt_ended"
 

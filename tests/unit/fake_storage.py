@@ -1,7 +1,9 @@
 """Object storage in memory. `tests/integration/test_storage.py` holds it to the real one's behaviour."""
 
+from collections.abc import Sequence
+
 from service.errors import StorageUnreachable
-from service.storage import ObjectNotFound, StoredObject
+from service.storage import PAGE, ObjectNotFound, StoredObject
 
 
 class FakeStorage:
@@ -40,16 +42,16 @@ class FakeStorage:
         self._reach()
         self.objects[self.bucket, key] = body
 
-    def delete_all(self, prefix: str) -> None:
-        self._reach()
-        self.objects = {
-            (bucket, key): body for (bucket, key), body in self.objects.items() if bucket != self.bucket or not key.startswith(prefix)
-        }
-
-    def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
         self._reach()
         found = [(key, body) for (own, key), body in self.objects.items() if own == (bucket or self.bucket) and key.startswith(prefix)]
-        return [StoredObject(key, len(body)) for key, body in sorted(found)]
+        return [StoredObject(key, len(body)) for key, body in sorted(found)][:limit]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._reach()
+        assert len(keys) <= PAGE
+        for key in keys:
+            self.objects.pop((self.bucket, key), None)
 
     def presign(self, key: str) -> str:
         return f"http://public.example/{self.bucket}/{key}?X-Amz-Signature=fake"

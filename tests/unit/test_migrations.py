@@ -12,10 +12,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.orm import Session
 
-from service import metrics
+from service import listing, metrics, search
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import AttemptRow, Base, JobRow
+from service.models import AttemptRow, Base, JobLabelRow, JobRow, JobWordRow
 from workers.contract import Points
 
 
@@ -204,6 +204,62 @@ def test_series_survive_the_way_up_and_down(database: Database) -> None:
     upgrade(database)
     with database.read() as session:
         assert repr(curves(session)) == repr(expected)
+
+
+def test_jobs_that_are_there_are_found_and_stay_when_it_goes_back(database: Database) -> None:
+    """By words and labels, whatever is in them; one that is being deleted is there again in the older schema."""
+    upgrade(database, "0004")
+    jobs = {
+        "a": ("Straße/ViT_1", {"team": "cells", "a:b": ""}, {"encoder": {"job": "p1"}}),
+        "b": ("%--", {}, {"encoder": {"artifact": "s3://maestro/jobs/p2/encoder/"}}),
+        "c": ("x" * 200, {"k" * 63: "v" * 200}, {"encoder": {"artifact": "s3://maestro/elsewhere/"}}),
+        "d": ("n", {}, {"encoder": None}),
+    }
+    columns = [
+        "id",
+        "name",
+        "labels",
+        "spec",
+        "project",
+        "kind",
+        "body_hash",
+        "status",
+        "desired_state",
+        "attempt",
+        "version",
+        "created_at",
+    ]
+    insert = text(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})")
+    fixed = {"kind": "probe", "body_hash": "h", "status": "failed", "desired_state": "run", "attempt": 0, "version": 1, "project": "cells"}
+    with database.write() as session:
+        for job_id, (name, labels, spec) in jobs.items():
+            own = {"id": job_id, "name": name, "labels": json.dumps(labels), "spec": json.dumps(spec)}
+            session.execute(insert, fixed | own | {"created_at": "2026-01-01 00:00:00.000000"})
+    upgrade(database)
+    with database.write() as session:
+        assert {row.id: row.encoder_job for row in session.query(JobRow)} == {"a": "p1", "b": "p2", "c": None, "d": None}
+        before = (
+            [(row.word, row.job_id) for row in session.query(JobWordRow)],
+            [(row.label, row.job_id) for row in session.query(JobLabelRow)],
+        )
+        said = {row.id: row.words for row in session.query(JobRow)}
+        for row in session.query(JobRow):
+            search.forget(session, row.id)
+            search.index(session, row)
+        session.flush()
+        after = (
+            [(row.word, row.job_id) for row in session.query(JobWordRow)],
+            [(row.label, row.job_id) for row in session.query(JobLabelRow)],
+        )
+        assert [sorted(one) for one in before] == [sorted(one) for one in after], "as it is done for new jobs"
+        assert said == {row.id: row.words for row in session.query(JobRow)}
+        found = listing.list_jobs(session, listing.Filters("cells", text="strasse 1", labels=["a:b:", "team"]), columns=["id"], limit=9)
+        assert [row.id for row in found.rows] == ["a"]
+        session.get_one(JobRow, "d").deleted_at = datetime(2026, 1, 1, tzinfo=UTC)
+    downgrade(database, "0004")
+    with database.read() as session:
+        assert session.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b", "c", "d"]
+    upgrade(database)
     database.close()
 
 
