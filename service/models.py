@@ -242,3 +242,54 @@ class TokenRow(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  # to the minute
+
+
+class WebhookRow(Base):
+    """Where events are sent. Its secret is derived from its id. project None: events of all projects."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    url: Mapped[str] = mapped_column(CleanString(2000))
+    project: Mapped[str | None] = mapped_column(CleanString(64))
+    events: Mapped[str] = mapped_column(CleanString(20))
+    is_enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(CleanText)
+    created_at: Mapped[datetime]
+    failing_since: Mapped[datetime | None]  # None: the last try succeeded, or there was none
+
+
+class DeliveryRow(Base):
+    """One event on its way to one webhook. No foreign keys: a webhook that is deleted meanwhile must fail no job's transaction."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due_at", "due_at", **_where("due_at IS NOT NULL")),
+        Index("ix_webhook_deliveries_finished_at", "finished_at", **_where("finished_at IS NOT NULL")),
+    )
+
+    webhook_id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    event_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(CleanString(40))
+    type: Mapped[str] = mapped_column(CleanString(40))
+    payload: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(CleanString(20))
+    created_at: Mapped[datetime]
+    due_at: Mapped[datetime | None]  # of those that are pending
+    give_up_at: Mapped[datetime]  # a try that fails after this was the last
+    finished_at: Mapped[datetime | None]
+    num_tries: Mapped[int] = mapped_column(Integer, default=0)
+    tried_at: Mapped[datetime | None]
+    status_code: Mapped[int | None] = mapped_column(Integer)
+    detail: Mapped[str | None] = mapped_column(CleanText)  # why the last try failed
+    lease_token: Mapped[str | None] = mapped_column(CleanString(40))
+    lease_expires_at: Mapped[datetime | None]
+
+
+class CounterRow(Base):
+    """How often something has happened, in all dispatchers."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(CleanString(60), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)

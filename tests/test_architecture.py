@@ -15,7 +15,7 @@ CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplej
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
-    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy"),
+    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}

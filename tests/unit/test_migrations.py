@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import func, inspect, select, text
 from sqlalchemy.orm import Session
 
-from service import listing, metrics, search
+from service import events, listing, metrics, search
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import AttemptRow, Base, JobLabelRow, JobRow, JobWordRow
-from workers.contract import Points
+from service.models import AttemptRow, Base, DeliveryRow, JobLabelRow, JobRow, JobWordRow, WebhookRow
+from workers.contract import EventType, Points
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -260,6 +260,26 @@ def test_jobs_that_are_there_are_found_and_stay_when_it_goes_back(database: Data
     with database.read() as session:
         assert session.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b", "c", "d"]
     upgrade(database)
+
+
+def test_webhooks_go_with_their_tables_and_events_stay(database: Database) -> None:
+    upgrade(database)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {"name": "n", "kind": "pretrain", "labels": {}, "spec": {}, "body_hash": "h", "desired_state": "run", "status": "queued"}
+    with database.write() as session:
+        session.add(WebhookRow(id="w", url="https://a.example", events="all", is_enabled=True, created_at=at))
+        session.add(JobRow(id="j", created_at=at, **fixed))
+        session.flush()
+        events.append(session, "j", EventType.JOB_QUEUED, {}, at=at)
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
+    downgrade(database, "0004")
+    assert not {"webhooks", "webhook_deliveries"} & set(inspect(database.engine).get_table_names())
+    upgrade(database)
+    with database.write() as session:
+        assert session.scalar(text("SELECT count(*) FROM events")) == 1
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 0
+        events.append(session, "j", EventType.CANCEL_REQUESTED, {}, at=at)
     database.close()
 
 
