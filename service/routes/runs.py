@@ -13,7 +13,7 @@ from service.auth import USERS, Credentials
 from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
 from service.models import AttemptRow
-from service.routes.answers import PROBLEMS, answer
+from service.routes.answers import NOT_MODIFIED, PROBLEMS, answer
 from service.routes.state import DatabaseDep, RayDep, StorageDep
 from service.views import ArtifactList, EventPage, LogList, LogView, MetricsView
 from workers.contract import DRIVER, MAX_INTEGER
@@ -54,7 +54,7 @@ def _event_page(database: DatabaseDep, job_id: str, after: int, limit: int) -> R
     return answer(EventPage(events=found, next_after=found[-1].id if found else after))
 
 
-@router.get("/metrics", response_model=MetricsView, responses={304: {"description": "The series are those of `If-None-Match`"}})
+@router.get("/metrics", response_model=MetricsView, responses=NOT_MODIFIED)
 def read_metrics(
     job_id: str,
     database: DatabaseDep,
@@ -76,7 +76,7 @@ def read_metrics(
 
 
 @router.get("/logs", response_class=PlainTextResponse, responses={200: {"headers": _LOG_HEADERS}})
-def read_log(
+def read_logs(
     job_id: str,
     database: DatabaseDep,
     storage: StorageDep,

@@ -22,13 +22,13 @@ from workers.contract import EventType, Points
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty one."""
-    if request.param == "sqlite":
-        yield Database(f"sqlite:///{tmp_path}/maestro.db")
-        return
-    server = request.getfixturevalue("postgres")
-    name = server.create()
-    yield Database(server.url(name))
-    server.drop(name)
+    server = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    name = server.create() if server is not None else None
+    database = Database(server.url(name) if server is not None else f"sqlite:///{tmp_path}/maestro.db")
+    yield database
+    database.close()
+    if server is not None:
+        server.drop(name)
 
 
 def test_the_migrated_schema_is_the_models(database: Database) -> None:
@@ -36,7 +36,6 @@ def test_the_migrated_schema_is_the_models(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
-    database.close()
 
 
 def test_down_and_up_again(database: Database) -> None:
@@ -46,7 +45,6 @@ def test_down_and_up_again(database: Database) -> None:
     upgrade(database)
     upgrade(database)
     assert current_revision(database) == head_revision() is not None
-    database.close()
 
 
 def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
@@ -86,7 +84,6 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         assert "2026-01-02" in str(found.cancel_requested_at)
         assert session.scalar(text("SELECT count(*) FROM events WHERE job_id = 'j'")) == 1
     upgrade(database)
-    database.close()
 
 
 def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: Database) -> None:
@@ -117,7 +114,6 @@ def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: 
     upgrade(database)
     with database.read() as session:
         assert (session.get_one(JobRow, "j").num_cpus, session.get_one(JobRow, "j").max_cpus) == (6, 6)
-    database.close()
 
 
 def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> None:
@@ -147,7 +143,6 @@ def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> Non
     downgrade(database, "0003")
     assert keys() == before | {"e": None}
     upgrade(database)
-    database.close()
 
 
 def insert(database: Database, table: str, **values: object) -> None:
@@ -280,7 +275,6 @@ def test_webhooks_go_with_their_tables_and_events_stay(database: Database) -> No
         assert session.scalar(text("SELECT count(*) FROM events")) == 1
         assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 0
         events.append(session, "j", EventType.CANCEL_REQUESTED, {}, at=at)
-    database.close()
 
 
 def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +284,6 @@ def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: py
     assert "python -m service.migrations" in capsys.readouterr().err
     upgrade(database)
     require_head(database)
-    database.close()
 
 
 def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
