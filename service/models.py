@@ -36,8 +36,13 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_created_at_id", "created_at", "id"),
-        Index("ix_jobs_project_created_at_id", "project", "created_at", "id"),
+        # each filter of a list, of a project and of all: its jobs newest first
+        *(
+            Index("_".join(["ix_jobs", *columns, "created_at_id"]), *columns, "created_at", "id", **_where("deleted_at IS NULL"))
+            for columns in ([], ["project"], ["status"], ["project", "status"], ["kind"], ["project", "kind"])
+        ),
+        Index("ix_jobs_deleted_at", "deleted_at", **_where("deleted_at IS NOT NULL")),
+        Index("ix_jobs_encoder_job", "encoder_job", **_where("encoder_job IS NOT NULL")),
         Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),
         Index("ix_jobs_waits_for", "waits_for", **_where("waits_for IS NOT NULL")),
         Index("ix_jobs_waiting_since", "waiting_since", **_where("waiting_since IS NOT NULL")),
@@ -46,7 +51,9 @@ class JobRow(Base):
     id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
     name: Mapped[str] = mapped_column(CleanString(200))
     kind: Mapped[str] = mapped_column(CleanString(20))
-    labels: Mapped[dict[str, str]]
+    labels: Mapped[dict[str, str]]  # as shown; found by the rows of JobLabelRow
+    words: Mapped[str] = mapped_column(CleanText, default="", server_default=text("''"))  # of name and id, each after a space: see `search`
+    notes: Mapped[str | None] = mapped_column(CleanText)
     spec: Mapped[dict[str, Any]]
     # project, line feed, key: unique in its project. SQLite minds no lengths, and its column cannot be altered
     idempotency_key: Mapped[str | None] = mapped_column(CleanString(265).with_variant(CleanString(200), "sqlite"), unique=True)
@@ -71,6 +78,8 @@ class JobRow(Base):
     max_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     waiting_since: Mapped[datetime | None]  # since when it waits in line for devices
     waits_for: Mapped[str | None] = mapped_column(CleanString(40))  # the job whose result it starts from, until it has it
+    encoder_job: Mapped[str | None] = mapped_column(CleanString(40))  # the job whose result it starts from, also when it has it
+    retry_of: Mapped[str | None] = mapped_column(CleanString(40))  # the job that it does again
     run_seconds: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))  # of its ended attempts, while their workers were up
     conditions: Mapped[dict[str, Any] | None]  # what is amiss while it goes on, by name
 
@@ -82,11 +91,41 @@ class JobRow(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     desired_since: Mapped[datetime | None]  # when the user last wanted something else
+    deleted_at: Mapped[datetime | None]  # since then there is no such job; `deletion` takes away what it left
 
     due_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(CleanString(200))
     lease_token: Mapped[str | None] = mapped_column(CleanString(40))
     lease_expires_at: Mapped[datetime | None]
+
+
+class JobLabelRow(Base):
+    """What a label filter finds a job by: `key` and `key:value`. A copy of `JobRow.labels`, written by `search.index` alone."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (
+        Index("ix_job_labels_label_created_at_job_id", "label", "created_at", "job_id"),
+        Index("ix_job_labels_project_label_created_at_job_id", "project", "label", "created_at", "job_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    label: Mapped[str] = mapped_column(CleanString(264), primary_key=True)
+    project: Mapped[str] = mapped_column(CleanString(64))
+    created_at: Mapped[datetime]  # the job's
+
+
+class JobWordRow(Base):
+    """What a search finds a job by: the words of its name and id. Written by `search.index` alone."""
+
+    __tablename__ = "job_words"
+    __table_args__ = (Index("ix_job_words_job_id", "job_id"), {"sqlite_with_rowid": False})
+
+    word: Mapped[str] = mapped_column(
+        CleanString(64).with_variant(CleanString(64, collation="C"), "postgresql"), primary_key=True
+    )  # in the order of code points, so that those with one beginning are a range
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    created_at: Mapped[datetime]  # the job's
 
 
 class AttemptRow(Base):
@@ -203,3 +242,54 @@ class TokenRow(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  # to the minute
+
+
+class WebhookRow(Base):
+    """Where events are sent. Its secret is derived from its id. project None: events of all projects."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    url: Mapped[str] = mapped_column(CleanString(2000))
+    project: Mapped[str | None] = mapped_column(CleanString(64))
+    events: Mapped[str] = mapped_column(CleanString(20))
+    is_enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(CleanText)
+    created_at: Mapped[datetime]
+    failing_since: Mapped[datetime | None]  # None: the last try succeeded, or there was none
+
+
+class DeliveryRow(Base):
+    """One event on its way to one webhook. No foreign keys: a webhook that is deleted meanwhile must fail no job's transaction."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due_at", "due_at", **_where("due_at IS NOT NULL")),
+        Index("ix_webhook_deliveries_finished_at", "finished_at", **_where("finished_at IS NOT NULL")),
+    )
+
+    webhook_id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    event_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(CleanString(40))
+    type: Mapped[str] = mapped_column(CleanString(40))
+    payload: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(CleanString(20))
+    created_at: Mapped[datetime]
+    due_at: Mapped[datetime | None]  # of those that are pending
+    give_up_at: Mapped[datetime]  # a try that fails after this was the last
+    finished_at: Mapped[datetime | None]
+    num_tries: Mapped[int] = mapped_column(Integer, default=0)
+    tried_at: Mapped[datetime | None]
+    status_code: Mapped[int | None] = mapped_column(Integer)
+    detail: Mapped[str | None] = mapped_column(CleanText)  # why the last try failed
+    lease_token: Mapped[str | None] = mapped_column(CleanString(40))
+    lease_expires_at: Mapped[datetime | None]
+
+
+class CounterRow(Base):
+    """How often something has happened, in all dispatchers."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(CleanString(60), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)

@@ -1,14 +1,19 @@
 """What the API answers."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+from sqlalchemy import Row
 
 from service import conditions
 from service.db import utc_now
-from service.models import ArtifactRow, EventRow, JobRow, TokenRow
+from service.deliveries import DeliveryStatus
+from service.models import ArtifactRow, DeliveryRow, EventRow, JobRow, TokenRow, WebhookRow
 from service.tokens import Role, prefix_of
+from service.webhooks import WebhookEvents
 from workers.contract import REASON_RULES, Condition, DesiredState, JobStatus, Reason, RunProgress
 
 
@@ -45,6 +50,8 @@ class ConditionView(View):
 
 
 class JobView(JobSummary):
+    notes: str | None
+    retry_of: str | None
     spec: dict[str, Any]
     reason_message: str | None
     conditions: dict[Condition, ConditionView]
@@ -62,6 +69,18 @@ class JobView(JobSummary):
 class JobPage(View):
     jobs: list[JobSummary]
     next_cursor: str | None
+
+    @staticmethod
+    def json_of(rows: Sequence[Row[Any]], *, fields: Sequence[str], next_cursor: str | None) -> bytes:
+        """Of rows that have at least the fields, each job with just these. The database's own values: nothing of them is checked again."""
+        return to_json({"jobs": [_shown(row, fields) for row in rows], "next_cursor": next_cursor}, inf_nan_mode="strings")
+
+
+def _shown(row: Row[Any], fields: Sequence[str]) -> dict[str, Any]:
+    shown = {name: row._mapping[name] for name in fields}
+    if shown.get("progress") is not None:
+        shown["progress"] = RunProgress.model_validate(shown["progress"])
+    return shown
 
 
 class EventView(View):
@@ -107,6 +126,18 @@ class ArtifactList(View):
     artifacts: list[ArtifactView]
 
 
+class LogView(View):
+    """What is kept of what a process has printed: a worker's, by its rank, or the driver's."""
+
+    worker: str
+    bytes: int
+
+
+class LogList(View):
+    attempt: int | None
+    workers: list[LogView]
+
+
 class TokenView(View):
     """What is known of a token, which is not its text: `prefix` begins it."""
 
@@ -133,6 +164,71 @@ class TokenList(View):
     tokens: list[TokenView]
 
 
+class WebhookView(View):
+    """project None: events of all projects. failing_since: since when no try has succeeded."""
+
+    id: str
+    url: str
+    project: str | None
+    events: WebhookEvents
+    enabled: bool
+    disabled_reason: str | None
+    created_at: datetime
+    failing_since: datetime | None
+
+    @classmethod
+    def of(cls, row: WebhookRow) -> Self:
+        return cls(enabled=row.is_enabled, **{name: getattr(row, name) for name in WebhookView.model_fields if name != "enabled"})
+
+
+class NewWebhookView(WebhookView):
+    secret: str
+
+
+class WebhookList(View):
+    webhooks: list[WebhookView]
+
+
+class DeliveryView(View):
+    """One event for one webhook. `status_code` and `detail`: of the last try."""
+
+    event_id: int
+    job_id: str
+    type: str
+    status: DeliveryStatus
+    created_at: datetime
+    due_at: datetime | None
+    finished_at: datetime | None
+    num_tries: int
+    tried_at: datetime | None
+    status_code: int | None
+    detail: str | None
+
+    @classmethod
+    def of(cls, row: DeliveryRow) -> Self:
+        return cls.model_validate(row)
+
+
+class DeliveryPage(View):
+    deliveries: list[DeliveryView]
+    next_before: int | None
+
+
 class Readiness(View):
     ready: bool
     missing: dict[str, str]
+
+
+class FieldProblem(View):
+    field: str
+    message: str
+
+
+class ProblemView(View):
+    """RFC 9457: what every error answers. `type` is `urn:maestro:<kebab-case>`, `errors` is there where fields are wrong."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []

@@ -14,10 +14,12 @@ from benchmarks import (
     export,
     images,
     ingest,
+    list_jobs,
     reattach,
     recover,
     series,
     start_up,
+    submit,
     told,
     train_step,
 )
@@ -155,3 +157,17 @@ def test_series(on_stand_in: Stage) -> None:
     assert (line["num_points"], line["num_series"], line["database"]) == (2000, 5, on_stand_in.database)
     assert 0 < line["p50"] <= line["value"]
     assert line["bytes"] < 100 * 40
+
+
+def test_list_jobs(on_stand_in: Stage) -> None:
+    first, second = list_jobs.measure(on_stand_in, sizes=(60, 120), repeats=2)
+    assert (first["num_jobs"], second["num_jobs"], first["database"]) == (60, 120, on_stand_in.database)
+    assert {"first page", "next page", "text: one job", "all together", "an unchanged job (304)"} <= set(first["questions"])
+    assert first["value"] == max(each["p95"] for each in first["questions"].values())
+    assert 1000 < first["bytes"] < list_jobs.GOAL_BYTES
+
+
+def test_submit(on_stand_in: Stage) -> None:
+    line = submit.measure(on_stand_in, seconds=0.1, rates=[60])
+    assert (line["num_jobs"], line["database"], list(line["p95_per_rate"])) == (5, on_stand_in.database, [60])
+    assert 0 < line["p50"] <= line["value"]

@@ -8,18 +8,21 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
 from service import artifacts
-from service.auth import ADMINS, USERS, Audience, require_attempt_token
+from service.auth import ADMINS, USERS, WEBHOOK_OWNERS, Audience, require_attempt_token
 from service.db import utc_now
 from service.tokens import Role
 from tests.unit.access import PUBLIC, WORKERS, Route, bearer, expired, make_token, revoked, routes, routes_of, token_id
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service
 from workers.contract import attempt_token
 
-CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
-ANSWERED = (200, 202, 307, 409)  # 409: what this asks before has paused and cancelled the job
+CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/cluster"), ("POST", "/v1/estimates")}
+OF_NO_PROJECT = {("GET", "/v1/recipes")}
+ANSWERED = (200, 202, 307, 409, 428)  # 409: what this asks before has paused and cancelled the job
 
 
 def ask(client: TestClient, route: Route, job_id: str, headers: dict[str, str], **options: Any) -> httpx.Response:
+    if route.method == "PATCH":
+        options.setdefault("json", {})
     encoded: Any = {name: value.encode("latin-1") for name, value in headers.items()}
     answer: httpx.Response = client.request(route.method, route.filled(job_id), headers=encoded, follow_redirects=False, **options)
     return answer
@@ -40,8 +43,14 @@ def test_every_route_says_whom_it_is_for(client: TestClient) -> None:
     assert {path for path, audience in audiences.items() if audience == WORKERS} == {"POST /v1/jobs/{job_id}/attempts/{attempt}/reports"}
     assert {path for path, audience in audiences.items() if audience is ADMINS} == {
         *("POST /v1/tokens", "GET /v1/tokens", "DELETE /v1/tokens/{token_id}"),
+        "GET /metrics",
     }
-    assert {audience for audience in audiences.values() if audience not in (None, WORKERS, ADMINS)} == {USERS}
+    assert {path for path, audience in audiences.items() if audience is WEBHOOK_OWNERS} == {
+        *("POST /v1/webhooks", "GET /v1/webhooks", "GET /v1/webhooks/{webhook_id}"),
+        *("PATCH /v1/webhooks/{webhook_id}", "DELETE /v1/webhooks/{webhook_id}", "GET /v1/webhooks/{webhook_id}/deliveries"),
+        "POST /v1/webhooks/{webhook_id}/deliveries/{event_id}/redeliver",
+    }
+    assert {audience for audience in audiences.values() if audience not in (None, WORKERS, ADMINS, WEBHOOK_OWNERS)} == {USERS}
 
 
 @pytest.mark.parametrize("dependencies", [[], [Depends(require_attempt_token), Depends(USERS)], [Depends(USERS), Depends(ADMINS)]])
@@ -115,7 +124,7 @@ def test_a_role_may_do_what_its_routes_say_and_no_more(client: TestClient, servi
             assert f"is a {role}'s" in answer.json()["detail"]
         else:
             assert answer.status_code in (*ANSWERED, 404, 422, 503), (route, answer.status_code)
-            assert answer.status_code != 404 or route.path == "/v1/tokens/{token_id}", route
+            assert answer.status_code != 404 or "{token_id}" in route.path or "{webhook_id}" in route.path, route
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
@@ -145,7 +154,7 @@ def test_routes_on_no_one_job_keep_to_the_project(client: TestClient, service: S
     """What lists or makes is to be known here: nothing in its path says whose it is."""
     assert {
         (route.method, route.path) for route in routes(client) if route.audience is USERS and "{job_id}" not in route.path
-    } == CHOOSE_A_PROJECT
+    } == CHOOSE_A_PROJECT | OF_NO_PROJECT
     ours, theirs = bearer(make_token(service, Role.SUBMITTER, "ours")), bearer(make_token(service, Role.SUBMITTER, "theirs"))
 
     def submit(headers: dict[str, str], **params: str) -> dict[str, Any]:

@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import func, inspect, select, text
 from sqlalchemy.orm import Session
 
-from service import metrics
+from service import events, listing, metrics, search
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import AttemptRow, Base, JobRow
-from workers.contract import Points
+from service.models import AttemptRow, Base, DeliveryRow, JobLabelRow, JobRow, JobWordRow, WebhookRow
+from workers.contract import EventType, Points
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty one."""
-    if request.param == "sqlite":
-        yield Database(f"sqlite:///{tmp_path}/maestro.db")
-        return
-    server = request.getfixturevalue("postgres")
-    name = server.create()
-    yield Database(server.url(name))
-    server.drop(name)
+    server = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    name = server.create() if server is not None else None
+    database = Database(server.url(name) if server is not None else f"sqlite:///{tmp_path}/maestro.db")
+    yield database
+    database.close()
+    if server is not None:
+        server.drop(name)
 
 
 def test_the_migrated_schema_is_the_models(database: Database) -> None:
@@ -36,7 +36,6 @@ def test_the_migrated_schema_is_the_models(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
-    database.close()
 
 
 def test_down_and_up_again(database: Database) -> None:
@@ -46,7 +45,6 @@ def test_down_and_up_again(database: Database) -> None:
     upgrade(database)
     upgrade(database)
     assert current_revision(database) == head_revision() is not None
-    database.close()
 
 
 def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
@@ -86,7 +84,6 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         assert "2026-01-02" in str(found.cancel_requested_at)
         assert session.scalar(text("SELECT count(*) FROM events WHERE job_id = 'j'")) == 1
     upgrade(database)
-    database.close()
 
 
 def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: Database) -> None:
@@ -117,7 +114,6 @@ def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: 
     upgrade(database)
     with database.read() as session:
         assert (session.get_one(JobRow, "j").num_cpus, session.get_one(JobRow, "j").max_cpus) == (6, 6)
-    database.close()
 
 
 def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> None:
@@ -147,7 +143,6 @@ def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> Non
     downgrade(database, "0003")
     assert keys() == before | {"e": None}
     upgrade(database)
-    database.close()
 
 
 def insert(database: Database, table: str, **values: object) -> None:
@@ -204,7 +199,82 @@ def test_series_survive_the_way_up_and_down(database: Database) -> None:
     upgrade(database)
     with database.read() as session:
         assert repr(curves(session)) == repr(expected)
-    database.close()
+
+
+def test_jobs_that_are_there_are_found_and_stay_when_it_goes_back(database: Database) -> None:
+    """By words and labels, whatever is in them; one that is being deleted is there again in the older schema."""
+    upgrade(database, "0004")
+    jobs = {
+        "a": ("Straße/ViT_1", {"team": "cells", "a:b": ""}, {"encoder": {"job": "p1"}}),
+        "b": ("%--", {}, {"encoder": {"artifact": "s3://maestro/jobs/p2/encoder/"}}),
+        "c": ("x" * 200, {"k" * 63: "v" * 200}, {"encoder": {"artifact": "s3://maestro/elsewhere/"}}),
+        "d": ("n", {}, {"encoder": None}),
+    }
+    columns = [
+        "id",
+        "name",
+        "labels",
+        "spec",
+        "project",
+        "kind",
+        "body_hash",
+        "status",
+        "desired_state",
+        "attempt",
+        "version",
+        "created_at",
+    ]
+    insert = text(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})")
+    fixed = {"kind": "probe", "body_hash": "h", "status": "failed", "desired_state": "run", "attempt": 0, "version": 1, "project": "cells"}
+    with database.write() as session:
+        for job_id, (name, labels, spec) in jobs.items():
+            own = {"id": job_id, "name": name, "labels": json.dumps(labels), "spec": json.dumps(spec)}
+            session.execute(insert, fixed | own | {"created_at": "2026-01-01 00:00:00.000000"})
+    upgrade(database)
+    with database.write() as session:
+        assert {row.id: row.encoder_job for row in session.query(JobRow)} == {"a": "p1", "b": "p2", "c": None, "d": None}
+        before = (
+            [(row.word, row.job_id) for row in session.query(JobWordRow)],
+            [(row.label, row.job_id) for row in session.query(JobLabelRow)],
+        )
+        said = {row.id: row.words for row in session.query(JobRow)}
+        for row in session.query(JobRow):
+            search.forget(session, row.id)
+            search.index(session, row)
+        session.flush()
+        after = (
+            [(row.word, row.job_id) for row in session.query(JobWordRow)],
+            [(row.label, row.job_id) for row in session.query(JobLabelRow)],
+        )
+        assert [sorted(one) for one in before] == [sorted(one) for one in after], "as it is done for new jobs"
+        assert said == {row.id: row.words for row in session.query(JobRow)}
+        found = listing.list_jobs(session, listing.Filters("cells", text="strasse 1", labels=["a:b:", "team"]), columns=["id"], limit=9)
+        assert [row.id for row in found.rows] == ["a"]
+        session.get_one(JobRow, "d").deleted_at = datetime(2026, 1, 1, tzinfo=UTC)
+    downgrade(database, "0004")
+    with database.read() as session:
+        assert session.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b", "c", "d"]
+    upgrade(database)
+
+
+def test_webhooks_go_with_their_tables_and_events_stay(database: Database) -> None:
+    upgrade(database)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {"name": "n", "kind": "pretrain", "labels": {}, "spec": {}, "body_hash": "h", "desired_state": "run", "status": "queued"}
+    with database.write() as session:
+        session.add(WebhookRow(id="w", url="https://a.example", events="all", is_enabled=True, created_at=at))
+        session.add(JobRow(id="j", created_at=at, **fixed))
+        session.flush()
+        events.append(session, "j", EventType.JOB_QUEUED, {}, at=at)
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
+    downgrade(database, "0004")
+    assert not {"webhooks", "webhook_deliveries"} & set(inspect(database.engine).get_table_names())
+    upgrade(database)
+    with database.write() as session:
+        assert session.scalar(text("SELECT count(*) FROM events")) == 1
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 0
+        events.append(session, "j", EventType.CANCEL_REQUESTED, {}, at=at)
 
 
 def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +284,6 @@ def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: py
     assert "python -m service.migrations" in capsys.readouterr().err
     upgrade(database)
     require_head(database)
-    database.close()
 
 
 def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
