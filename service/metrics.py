@@ -75,7 +75,8 @@ def append(session: Session, job_id: str, *, attempt: int, incarnation: int, seq
 
 def version(session: Session, job_id: str) -> int:
     """Another number whenever the series are others."""
-    return session.scalar(select(MetricSummaryRow.version).where(MetricSummaryRow.job_id == job_id)) or 0
+    summary = session.get(MetricSummaryRow, job_id)
+    return summary.version if summary is not None else 0
 
 
 def read(
