@@ -43,12 +43,17 @@ class Storage(Protocol):
 
     def check(self) -> None: ...
     def read_text(self, key: str, *, bucket: str | None = None) -> str: ...
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes: ...
     def put_text(self, key: str, text: str) -> None: ...
+    def put_bytes(self, key: str, body: bytes) -> None: ...
     def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> list[StoredObject]:
         """In the order of their keys; all, or the first `limit` (at most PAGE)."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """At most PAGE keys. Those that are not there are no error."""
+
+    def delete_all(self, prefix: str) -> None:
+        """All objects below a prefix, page by page."""
 
     def presign(self, key: str) -> str: ...
 
@@ -89,11 +94,26 @@ class S3Storage:
             answer = self._client(self._endpoint).get_object(Bucket=bucket or self.bucket, Key=key)
             return answer["Body"].read(MAX_TEXT_BYTES).decode(errors="replace")
 
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes:
+        """Part of an object; nothing behind its end."""
+        with self._errors(f"{key} cannot be read"):
+            try:
+                answer = self._client(self._endpoint).get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+            except ClientError as error:
+                if _code(error) in ("InvalidRange", "416"):
+                    return b""
+                raise
+            return answer["Body"].read()
+
     def put_text(self, key: str, text: str) -> None:
         with self._errors(f"{key} cannot be written"):
             self._client(self._endpoint).put_object(
                 Bucket=self.bucket, Key=key, Body=text.encode(errors="replace"), ContentType="text/plain; charset=utf-8"
             )
+
+    def put_bytes(self, key: str, body: bytes) -> None:
+        with self._errors(f"{key} cannot be written"):
+            self._client(self._endpoint).put_object(Bucket=self.bucket, Key=key, Body=body)
 
     def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
         with self._errors(f"{prefix} cannot be listed"):
@@ -109,6 +129,10 @@ class S3Storage:
         for error in answer.get("Errors", []):
             if error.get("Code") not in _MISSING:
                 raise StorageUnreachable(f"Object storage {self._place} does not delete {error.get('Key')}: {error.get('Code')}.")
+
+    def delete_all(self, prefix: str) -> None:
+        while keys := [item.key for item in self.list(prefix, limit=PAGE)]:
+            self.delete(keys)
 
     def presign(self, key: str) -> str:
         """An address that gives the object to whoever has it, for an hour; of the name by which users reach the store."""

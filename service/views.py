@@ -124,6 +124,18 @@ class ArtifactList(View):
     artifacts: list[ArtifactView]
 
 
+class LogView(View):
+    """What is kept of what a process has printed: a worker's, by its rank, or the driver's."""
+
+    worker: str
+    bytes: int
+
+
+class LogList(View):
+    attempt: int | None
+    workers: list[LogView]
+
+
 class TokenView(View):
     """What is known of a token, which is not its text: `prefix` begins it."""
 

@@ -24,6 +24,7 @@ STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 th
 MAX_INTEGER = 2**63 - 1  # what a database column holds
 MAX_POINTS = 1000  # steps in one report
 KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
+DRIVER = "driver"  # among the logs of an attempt: the others are named by their ranks
 MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
@@ -237,6 +238,7 @@ class WorkOrder(Strict):
     service_url: str
     storage: StorageRef
     prefix: str = Field(description="key prefix of the job in the bucket, ending in /")
+    log_bytes: int = Field(default=64 * 2**20, ge=0, description="what may be kept of all that the attempt prints")
 
 
 def submission_id(job: str, attempt: int) -> str:
@@ -368,6 +370,21 @@ def result_artifact(kind: str) -> Literal["encoder", "probe", "evaluation", "emb
 def training_state_prefix(prefix: str) -> str:
     """Where a job's training states lie, one folder each."""
     return f"{prefix}training_state/"
+
+
+def log_prefix(prefix: str, attempt: int, worker: str | None = None) -> str:
+    """Where lies what the processes of an attempt have printed, in chunks; or one process: `worker` is its rank, or `driver`."""
+    return f"{prefix}logs/attempt-{attempt}/" + (f"{worker}/" if worker is not None else "")
+
+
+def log_chunk(prefix: str, offset: int) -> str:
+    """The key of the chunk that begins at this byte."""
+    return f"{prefix}{offset:015d}.txt"
+
+
+def log_offset(key: str) -> int:
+    """Where a chunk begins."""
+    return int(key.rpartition("/")[2].removesuffix(".txt"))
 
 
 def reconstructions_prefix(prefix: str) -> str:

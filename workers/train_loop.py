@@ -104,6 +104,10 @@ class Follower:
             return None
         run, taken_up = self.open_run()
         self._stack.callback(lambda: self.saver.wait(_FINAL_SAVE_SECONDS))  # of whichever saver is the last
+        begin = taken_up or "the beginning"
+        logger.info(
+            "worker %d of %d trains on %s of %s, from %s", self.world.rank, self.world.size, self.world.device, platform.node(), begin
+        )
         self.started(taken_up)
         if (diverged := self._take_steps(run)) is not None:
             if not run.resumes:

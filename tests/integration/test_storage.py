@@ -47,6 +47,14 @@ def test_the_contract(storage: Storage) -> None:
     with pytest.raises(ObjectNotFound):
         storage.read_text("other", bucket="nowhere-to-be-found")
     assert "other" in storage.presign("other")
+    storage.put_bytes("log", b"0123456789")
+    parts = [(0, 3, b"012"), (3, 100, b"3456789"), (9, 1, b"9"), (10, 5, b"")]
+    assert [storage.read_bytes("log", start=start, length=length) for start, length, _ in parts] == [part for *_, part in parts]
+    with pytest.raises(ObjectNotFound):
+        storage.read_bytes("none", start=0, length=1)
+    storage.delete_all("jobs/")
+    storage.delete_all("nothing-there/")
+    assert [found.key for found in storage.list("")] == ["log", "other"]
 
 
 def test_pages_are_listed_and_deleted(storage: Storage) -> None:
