@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service import endings, launches, leases, lifecycle, policy, submission
+from service import endings, launches, leases, lifecycle, logs, policy, submission
 from service.db import Database
 from service.errors import Invalid, RayUnreachable, StorageUnreachable
 from service.leases import Claimed, LeaseLost
@@ -189,14 +189,14 @@ class Actions:
     def _finish(self, claimed: Claimed, apply: Apply, *, reason: Reason | None, detail: str | None, seconds: float | None) -> None:
         """Close the attempt, if one is open, and `apply` in the same transaction."""
         attempt = claimed.attempt
-        logs = None
+        log = None
         if attempt is not None and attempt.ended_at is None:
             self.renew(claimed)
-            logs = endings.store_logs(self._ray, self._storage, attempt)
+            log = logs.complete(self._ray, self._storage, attempt)
 
         def apply_both(session: Session, now: datetime) -> None:
             if attempt is not None:
-                endings.end_attempt(session, attempt, now=now, reason=reason, message=detail, logs=logs, bucket=self._storage.bucket)
+                endings.end_attempt(session, attempt, now=now, reason=reason, message=detail, log=log, bucket=self._storage.bucket)
             apply(session, now)
 
         self.apply(claimed, apply_both, seconds=seconds)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import Depends, FastAPI
 
-from service import errors
+from service import errors, openapi
 from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
 from service.db import Database
@@ -16,7 +16,7 @@ from service.processes import raise_open_files
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
-from service.routes import events, health, jobs, reports, runs, telemetry, tokens, webhooks
+from service.routes import catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
@@ -31,7 +31,13 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
         await app.state.feed.close()
         app.state.database.close()
 
-    app = FastAPI(title="MAEstro", version="1", summary="Distributed training of masked autoencoders", lifespan=lifespan)
+    app = FastAPI(
+        title="MAEstro",
+        version="1",
+        summary="Distributed training of masked autoencoders",
+        lifespan=lifespan,
+        generate_unique_id_function=openapi.operation_id,
+    )
     app.state.settings = settings
     app.state.database = Database(settings.database_url.get_secret_value())
     app.state.storage = storage or S3Storage.of(settings)
@@ -41,12 +47,14 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.state.telemetry.streams.set_function(lambda: app.state.feed.num_clients)
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
+    openapi.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestLog, telemetry=app.state.telemetry)
     audiences = (
         (jobs.router, USERS),
         (events.router, USERS),
         (runs.router, USERS),
+        (catalogue.router, USERS),
         (webhooks.router, WEBHOOK_OWNERS),
         (tokens.router, ADMINS),
     )

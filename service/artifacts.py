@@ -47,10 +47,10 @@ def add(
 
 
 def keep_newest(session: Session, job_id: str, *, kind: str, number: int) -> None:
-    """Forget the others of this kind; their names sort by age."""
+    """Forget the others of this kind; those of one attempt have names that sort by age."""
     session.flush()
     names = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.kind == kind)
-    old = session.scalars(names.order_by(ArtifactRow.name.desc()).offset(number)).all()
+    old = session.scalars(names.order_by(ArtifactRow.attempt.desc(), ArtifactRow.name.desc()).offset(number)).all()
     session.execute(delete(ArtifactRow).where(ArtifactRow.job_id == job_id, ArtifactRow.name.in_(old)))
 
 
@@ -61,8 +61,10 @@ def list_all(session: Session, job_id: str) -> list[ArtifactView]:
 
 def object_key(session: Session, job_id: str, name: str) -> str:
     """The key of the object to read; for a folder that of its manifest."""
-    names = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.name.in_([name, name.rstrip("/") + "/"]))
-    known = session.scalars(names.order_by(ArtifactRow.name)).first()
+    rows = select(ArtifactRow).where(ArtifactRow.job_id == job_id, ArtifactRow.name.in_([name, name.rstrip("/") + "/"]))
+    known = session.scalars(rows.order_by(ArtifactRow.name)).first()
     if known is None:
         raise NotFound(f"Job {job_id} has no artifact {name!r}.")
-    return job_prefix(job_id) + (known + MANIFEST if known.endswith("/") else known)
+    if known.kind == "log":  # many objects
+        raise NotFound(f"Logs are read at /v1/jobs/{job_id}/logs?attempt={known.attempt}.")
+    return job_prefix(job_id) + (known.name + MANIFEST if known.name.endswith("/") else known.name)

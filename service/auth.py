@@ -23,8 +23,9 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 @dataclass(frozen=True)
 class Caller:
-    """A user, known by a token. project None: all of them."""
+    """A user, known by a token. project None: all of them. name: the token's prefix, for the record."""
 
+    name: str
     shown: str
     role: Role
     project: str | None
@@ -65,13 +66,13 @@ ADMINS = Audience(reading=Role.ADMIN, writing=Role.ADMIN)
 def _caller(request: Request, token: str) -> Caller:
     settings: Settings = request.app.state.settings
     if same_secret(token, settings.api_token.get_secret_value()):
-        return Caller("The installation's own token", Role.ADMIN, None)
+        return Caller("installation", "The installation's own token", Role.ADMIN, None)
     database: Database = request.app.state.database
     now = utc_now()
     with database.read() as session:
         row = tokens.recognise(session, token, now=now)
     tokens.note_use(database, row, now=now)
-    return Caller(f"The token {tokens.prefix_of(row.id)}…", Role(row.role), row.project)
+    return Caller(tokens.prefix_of(row.id), f"The token {tokens.prefix_of(row.id)}…", Role(row.role), row.project)
 
 
 def _require_own(request: Request, project: str) -> None:
@@ -82,7 +83,8 @@ def _require_own(request: Request, project: str) -> None:
         if named is None:
             continue
         with database.read() as session:
-            found = session.scalar(select(table.project).where(table.id == named))
+            query = select(table.project).where(table.id == named)
+            found = session.scalar(query.where(JobRow.deleted_at.is_(None)) if table is JobRow else query)
         if found != project:
             raise error(named)
 

@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 it could not be done, or the watched job did not succeed; 
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mae_core.exports.formats import ExportFormat
-from service import token_commands
+from service import client_logs, token_commands
 from service import watch as terminal
 from service.client import Json, MaestroClient, MaestroError, files_of
 from service.console import connect, print_json, print_table
@@ -23,7 +22,7 @@ from service.home import Home, HomeError, default_home
 from service.processes import StartError
 from service.spec_file import SpecFileError, load_spec
 from service.up import Installation, run_until_stopped, start_detached, stop_detached
-from workers.contract import JobStatus
+from workers.contract import DRIVER, JobStatus
 
 _KNOWN_ERRORS = (MaestroError, SpecFileError, HomeError, StartError)
 
@@ -174,19 +173,14 @@ def logs(
     job: JobArgument,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
     attempt: Annotated[int | None, typer.Option(help="Of this attempt; else of the newest.", min=1)] = None,
+    worker: Annotated[str, typer.Option(help="driver, who repeats what the workers print, or a worker's rank.")] = DRIVER,
+    tail: Annotated[int | None, typer.Option(help="Only so many last lines.", min=1, max=10_000)] = None,
 ) -> None:
     """Print a job's log."""
     with connect() as client:
-        printed = ""
-        while True:
-            ended = JobStatus(client.job(job)["status"]).is_terminal
-            text = client.logs(job, attempt=attempt)
-            sys.stdout.write(text[len(printed) :] if text.startswith(printed) else text)  # another attempt begins anew
+        for text in client_logs.follow(client, job, attempt=attempt, worker=worker, tail=tail, waits=follow):
+            sys.stdout.write(text)
             sys.stdout.flush()
-            printed = text
-            if ended or not follow:
-                return
-            time.sleep(1.0)
 
 
 @app.command()

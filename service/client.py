@@ -18,7 +18,8 @@ import httpx
 
 from mae_core.exports.formats import FOLDERS, ExportFormat
 from service.client_errors import ApiError, DownloadError, Json, MaestroError, Unreachable
-from workers.contract import MANIFEST, EncoderManifest, result_prefix
+from service.client_logs import LogPart, follow
+from workers.contract import DRIVER, MANIFEST, EncoderManifest, result_prefix
 
 __all__ = ["ApiError", "DownloadError", "Json", "MaestroClient", "MaestroError", "Message", "TokenRole", "Unreachable"]
 
@@ -141,16 +142,39 @@ class MaestroClient:
                 raise self._unreachable(trouble) from trouble
             self._sleep(1.0)
 
-    def metrics(self, job: str, *, names: Sequence[str] = (), max_points: int | None = None) -> Json:
+    def metrics(
+        self,
+        job: str,
+        *,
+        names: Sequence[str] = (),
+        max_points: int | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> Json:
         """`{name: {"steps": […], "values": […]}}`."""
-        params: dict[str, str | int] = {"names": ",".join(names)} if names else {}
-        if max_points is not None:
-            params["max_points"] = max_points
+        limits = {"max_points": max_points, "from_step": from_step, "to_step": to_step}
+        params = ({"names": ",".join(names)} if names else {}) | {name: str(limit) for name, limit in limits.items() if limit is not None}
         series: Json = self._json("GET", _path(job, "metrics"), params=params)["series"]
         return series
 
-    def logs(self, job: str, *, attempt: int | None = None) -> str:
-        return self._request("GET", _path(job, "logs"), params={} if attempt is None else {"attempt": attempt}).text
+    def logs(self, job: str, *, attempt: int | None = None, worker: str = DRIVER) -> str:
+        """What a process of an attempt (the newest) has printed so far: the driver, which repeats its workers, or a worker by its rank."""
+        return "".join(follow(self, job, attempt=attempt, worker=worker, waits=False))
+
+    def follow_logs(self, job: str, *, attempt: int | None = None, worker: str = DRIVER, tail: int | None = None) -> Iterator[str]:
+        """The same as it grows, until the job (or the attempt, where one is given) has ended; the last `tail` lines first."""
+        return follow(self, job, attempt=attempt, worker=worker, tail=tail, sleep=self._sleep)
+
+    def log_part(self, job: str, *, attempt: int | None, worker: str, offset: int, tail: int | None) -> LogPart:
+        asked = {"attempt": attempt, "worker": worker, "offset": offset, "tail": tail}
+        answer = self._request("GET", _path(job, "logs"), params={name: value for name, value in asked.items() if value is not None})
+        told = answer.headers
+        return LogPart(
+            text=answer.content,
+            attempt=int(told["Maestro-Log-Attempt"]),
+            next_offset=int(told["Maestro-Log-Next-Offset"]),
+            is_end=told["Maestro-Log-End"] == "true",
+        )
 
     def artifacts(self, job: str) -> list[Json]:
         artifacts: list[Json] = self._json("GET", _path(job, "artifacts"))["artifacts"]

@@ -125,14 +125,19 @@ class Database:
         self.engine.dispose()
 
 
-def snapshot_bounds(session: Session) -> tuple[int, int]:
-    """Of this session's snapshot: the oldest transaction that was under way, and the next one to begin. What was written by those before
-    the first is seen, or never will be. SQLite has one writer at a time: nothing is ever under way there."""
+def ended_before(session: Session) -> int:
+    """All transactions with a lower number had ended when this session's snapshot was taken. SQLite has one writer: 0."""
     if session.get_bind().dialect.name == "sqlite":
-        return 0, 0
-    now = func.pg_current_snapshot()
-    oldest, following = session.execute(select(cast(func.pg_snapshot_xmin(now), Text), cast(func.pg_snapshot_xmax(now), Text))).one()
-    return int(oldest), int(following)
+        return 0
+    return int(session.execute(select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text))).scalar_one())
+
+
+def next_transaction(session: Session) -> int:
+    """A number above those of all transactions that have written anything until now. A snapshot's upper bound is none: it counts those that
+    have ended."""
+    if session.get_bind().dialect.name == "sqlite":
+        return 0
+    return int(session.execute(select(cast(func.pg_current_xact_id(), Text))).scalar_one())
 
 
 def utc_now() -> datetime:

@@ -12,6 +12,7 @@ from service import endings, leases, policy
 from service.actions import Actions
 from service.counters import Count, Tally
 from service.db import Database, utc_now
+from service.deletion import Deleter
 from service.errors import RayUnreachable, StorageUnreachable
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Overtaken
@@ -23,6 +24,7 @@ from service.reconciler import Reconciler
 from service.sender import Sender
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
+from service.thinning import Thinning
 from service.world import World
 from workers.contract import STORAGE_PATIENCE_SECONDS, Condition, DesiredState, JobStatus, Reason
 
@@ -48,6 +50,8 @@ class Dispatcher:
         self._actions = Actions(database, storage, ray, settings, clock=clock)
         self.tally = Tally()
         self._reconciler = Reconciler(database, ray, settings, tally=self.tally, clock=clock)
+        self._thinning = Thinning(database, settings, clock=clock)
+        self._deleter = Deleter(database, storage, clock=clock)
         self._owner = leases.owner_name(self)
         self._line_at = self._store_at = clock()
         self._stopping = threading.Event()
@@ -66,6 +70,8 @@ class Dispatcher:
                     has_begun = True
                 self.tick()
                 self._reconciler.sweep_when_due()
+                self._thinning.sweep_when_due()
+                self._deleter.sweep_when_due()
                 self._store_counts_when_due()
                 pause = self._settings.poll_seconds
             except Exception:

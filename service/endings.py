@@ -1,26 +1,20 @@
-"""The end of an attempt: what it left in object storage, its logs, and the rows that tell of it."""
+"""The end of an attempt: what it left in object storage, and the rows that tell of it."""
 
-import logging
 from datetime import datetime
 
 from pydantic import ValidationError
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service import artifacts, events
-from service.errors import RayUnreachable, StorageUnreachable
+from service import artifacts, events, logs
 from service.jsonable import jsonable
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Outcome, transition
 from service.models import AttemptRow, JobRow
 from service.policy import CommittedResult
-from service.ray_jobs import RayJobs
 from service.storage import ObjectNotFound, Storage, StoredObject
 from workers.contract import MANIFEST, EncoderManifest, EventType, JobStatus, Reason, result_artifact, result_prefix
 
-log = logging.getLogger(__name__)
-
-MAX_LOG_CHARACTERS = 5 * 2**20
 _ROAD_TO_SUCCESS = (JobStatus.RUNNING, JobStatus.FINALIZING, JobStatus.SUCCEEDED)
 
 
@@ -44,21 +38,6 @@ def read_result(storage: Storage, job_id: str, kind: str) -> CommittedResult | N
     return CommittedResult(manifest, len(text.encode()))
 
 
-def store_logs(ray: RayJobs, storage: Storage, attempt: AttemptRow) -> StoredObject | None:
-    """Ray forgets its logs, so they are kept. None where they cannot be had: that changes nothing else."""
-    key = f"{artifacts.job_prefix(attempt.job_id)}logs/attempt-{attempt.number}.txt"
-    try:
-        text = ray.logs(attempt.submission_id)
-        if text is None:
-            return None
-        text = text[-MAX_LOG_CHARACTERS:]
-        storage.put_text(key, text)
-    except (RayUnreachable, StorageUnreachable, ObjectNotFound) as error:
-        log.warning("the log of %s is not kept: %s", attempt.submission_id, error)
-        return None
-    return StoredObject(key, len(text.encode(errors="replace")))
-
-
 def end_attempt(
     session: Session,
     attempt: AttemptRow,
@@ -66,7 +45,7 @@ def end_attempt(
     now: datetime,
     reason: Reason | None,
     message: str | None,
-    logs: StoredObject | None,
+    log: StoredObject | None,
     bucket: str,
 ) -> None:
     """Close the attempt: its reports are refused from now on."""
@@ -82,9 +61,10 @@ def end_attempt(
         session.execute(update(JobRow).where(JobRow.id == row.job_id).values(run_seconds=JobRow.run_seconds + trained))
     row.reason, row.message = row.reason or reason, row.message or message
     events.append(session, row.job_id, EventType.ATTEMPT_ENDED, {"reason": row.reason, "message": row.message}, at=now, attempt=row.number)
-    if logs is not None:
-        row.log_key = logs.key
-        artifacts.add(session, row.job_id, key=logs.key, kind="log", attempt=row.number, num_bytes=logs.bytes, bucket=bucket, at=now)
+    if log is not None:
+        row.log_key = log.key
+        artifacts.add(session, row.job_id, key=log.key, kind="log", attempt=row.number, num_bytes=log.bytes, bucket=bucket, at=now)
+        artifacts.keep_newest(session, row.job_id, kind="log", number=logs.KEPT_ATTEMPTS)
 
 
 def succeed(session: Session, claimed: Claimed, result: CommittedResult, *, bucket: str, now: datetime) -> None:

@@ -10,6 +10,8 @@ Problem
 ├── NotAcceptable         406
 ├── Conflict              409
 │   └── StaleAttempt           a report of an attempt that is not the job's current one
+├── PreconditionFailed    412  the thing was changed since it was read
+├── PreconditionRequired  428  a change says what it was based on
 └── Unavailable           503  something we need does not answer; try again
     ├── StorageUnreachable
     └── RayUnreachable
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
+_SHOWN = 100  # characters of what was sent, where an error tells it
 
 
 class Problem(Exception):
@@ -85,7 +88,7 @@ class NoSuchJob(NotFound):
     """There is no such job in the caller's project."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"There is no job {job_id}.")
+        super().__init__(f"There is no job {job_id[:_SHOWN]}.")
 
 
 class NoSuchWebhook(NotFound):
@@ -116,6 +119,18 @@ class StaleAttempt(Conflict):
     type, title = "stale-attempt", "The attempt is over"
 
 
+class PreconditionFailed(Problem):
+    """It was changed since the caller read it."""
+
+    status, type, title = 412, "precondition-failed", "Changed meanwhile"
+
+
+class PreconditionRequired(Problem):
+    """The caller must say what the change is based on."""
+
+    status, type, title = 428, "precondition-required", "If-Match is needed"
+
+
 class Unavailable(Problem):
     """Something the service needs does not answer."""
 
@@ -135,6 +150,25 @@ class RayUnreachable(Unavailable):
     """The Ray cluster does not answer, or refuses us: what it does is unknown."""
 
     type, title = "ray-unreachable", "The Ray cluster does not answer"
+
+
+# what the framework refuses before a route is asked
+_OF_HTTP = {
+    400: ("bad-request", "The request cannot be read"),
+    404: (NotFound.type, NotFound.title),
+    405: ("method-not-allowed", "This address has no such method"),
+    413: ("content-too-large", "The body is too large"),
+}
+
+
+def all_types() -> dict[str, int]:
+    """Every `type` that an answer may have, without `urn:maestro:`, and its status."""
+    kinds, found = [Problem], dict[str, int]()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        found[kind.type] = kind.status
+    return found | {type: status for status, (type, _) in _OF_HTTP.items()}
 
 
 def install(app: FastAPI) -> None:
@@ -220,10 +254,9 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    kind = re.sub(r"[^a-z]+", "-", str(error.detail).lower()).strip("-") if error.status_code != 404 else "not-found"
-    return _problem(
-        status=error.status_code, type=kind, title=str(error.detail), detail=f"{request.method} {request.url.path}", headers=error.headers
-    )
+    kind, title = _OF_HTTP.get(error.status_code, (Problem.type, Problem.title))
+    detail = f"{request.method} {request.url.path[:_SHOWN]}"
+    return _problem(status=error.status_code, type=kind, title=title, detail=detail, headers=error.headers)
 
 
 def _on_database(request: Request, error: Exception) -> JSONResponse:

@@ -39,7 +39,7 @@ class News:
 
 def look(database: Database, job_id: str, *, after: int, limit: int) -> News:
     with database.read() as session:
-        row = session.execute(select(JobRow.status, JobRow.progress).where(JobRow.id == job_id)).one_or_none()
+        row = session.execute(select(JobRow.status, JobRow.progress).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))).one_or_none()
         if row is None:
             raise NoSuchJob(job_id)
         # the status is read before the events, so that a terminal one means that all events are there

@@ -149,7 +149,8 @@ class Feed:
                     # in a thread of its own kind: those of requests may all be busy
                     job_ids = list(self._of_job)
                     self._give(job_ids, await asyncio.to_thread(self._tail.read, job_ids))
-                    self._started.set()
+                    if self._tail.has_begun:
+                        self._started.set()
                 except Exception:
                     pause = ERROR_SECONDS
                     log.exception("streams: a look at the database failed; the next one comes in %.0f s", pause)

@@ -1,29 +1,28 @@
-"""Jobs: submit, get, list, cancel, pause, resume. Statuses change in `lifecycle` alone."""
+"""Jobs: submit, retry, get, cancel, pause, resume. Statuses change in `lifecycle` alone."""
 
-import base64
-import binascii
 import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Select, select, tuple_, update
+from pydantic import ValidationError
+from sqlalchemy import and_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
-from mae_core.config import Spec
-from service import events
+from mae_core.config import RUN_SPEC, Spec
+from service import etags, events, search
 from service.db import Database, utc_now
-from service.errors import Conflict, Invalid, NoSuchJob
+from service.errors import Conflict, Invalid, NoSuchJob, spec_errors
 from service.ids import ALPHABET, chance
 from service.lifecycle import transition
-from service.models import JobRow
+from service.models import AttemptRow, JobRow
 from service.projects import DEFAULT_PROJECT
 from service.settings import Settings
 from service.sources import check_sources
 from service.storage import Storage
-from service.submission import resolve_encoder
-from service.views import JobPage, JobSummary, JobView
+from service.submission import encoder_job, resolve_encoder
+from service.views import JobView
 from workers.contract import DesiredState, EventType, JobStatus, Reason
 
 
@@ -50,28 +49,29 @@ def submit(
     *,
     idempotency_key: str | None,
     project: str = DEFAULT_PROJECT,
+    retry_of: str | None = None,
 ) -> Submitted:
     """Keep a new job, or answer the one that this key and body made before in the project."""
     if idempotency_key is not None:
         idempotency_key = f"{project}\n{idempotency_key}"
-    body_hash = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    body = json.dumps(spec.model_dump(mode="json"), sort_keys=True) + (f"\n{retry_of}" if retry_of is not None else "")
+    body_hash = hashlib.sha256(body.encode()).hexdigest()
     if idempotency_key is not None:
         with database.read() as session:
             known = _repeat_of(session, idempotency_key, body_hash)
         if known is not None:
             return known
-    _check_workers(spec, settings)
-    if settings.sources_are_local:
-        check_sources(spec)
-    resolved = resolve_encoder(  # asks storage: in no transaction
-        database, storage, spec, project=project, sources_are_local=settings.sources_are_local
-    )
+    resolved = resolve(database, storage, settings, spec, project=project)  # asks storage: in no transaction
     try:
         with database.write() as session:
             if idempotency_key is not None and (known := _repeat_of(session, idempotency_key, body_hash)) is not None:
                 return known
-            row = _insert(session, resolved, project=project, idempotency_key=idempotency_key, body_hash=body_hash)
-            return Submitted(row, is_new=True)
+            parent = encoder_job(resolved, bucket=storage.bucket)
+            if parent is not None:
+                _keep(session, parent)
+            names = {"project": project, "idempotency_key": idempotency_key, "body_hash": body_hash}
+            row = _insert(session, resolved, **names, encoder_job=parent, retry_of=retry_of)
+            return Submitted(JobView.of(row), is_new=True)
     except IntegrityError:  # where writers do not queue up, as in PostgreSQL, the same key may have won meanwhile
         if idempotency_key is None:
             raise
@@ -80,6 +80,35 @@ def submit(
         if known is None:
             raise
         return known
+
+
+def retry(database: Database, storage: Storage, settings: Settings, job_id: str, *, idempotency_key: str | None) -> Submitted:
+    """A new job of the spec of one that has failed or was cancelled, with the name, labels and priority that it has now. It starts anew."""
+    with database.read() as session:
+        row = find(session, job_id)
+    if row.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
+        raise Conflict(f"Job {job_id} is {row.status}; only one that has failed or was cancelled can be tried again.")
+    try:
+        spec = RUN_SPEC.validate_python(row.spec | {"name": row.name, "labels": row.labels, "priority": row.priority})
+    except ValidationError as error:
+        raise Conflict(f"The spec of job {job_id} is not one of this version any more: {spec_errors(error.errors())[0]}") from None
+    return submit(database, storage, settings, spec, idempotency_key=idempotency_key, project=row.project, retry_of=job_id)
+
+
+def resolve(database: Database, storage: Storage, settings: Settings, spec: Spec, *, project: str) -> Spec:
+    """The spec as a job of the project would have it; or Invalid with what to do."""
+    _check_workers(spec, settings)
+    if settings.sources_are_local:
+        check_sources(spec)
+    return resolve_encoder(database, storage, spec, project=project, sources_are_local=settings.sources_are_local)
+
+
+def _keep(session: Session, parent: str) -> None:
+    """The job that a new one starts from is not deleted between its look at that and its own row."""
+    try:
+        find(session, parent, lock=True)
+    except NoSuchJob:
+        raise Invalid("encoder", f"there is no job {parent}") from None
 
 
 def _check_workers(spec: Spec, settings: Settings) -> None:
@@ -100,18 +129,15 @@ def _repeat_of(session: Session, key: str, body_hash: str) -> Submitted | None:
     return Submitted(JobView.of(row), is_new=False)
 
 
-def _insert(session: Session, spec: Spec, *, project: str, idempotency_key: str | None, body_hash: str) -> JobView:
+def _insert(session: Session, spec: Spec, *, retry_of: str | None, **columns: str | None) -> JobRow:
     now, resources = utc_now(), spec.resources
     counts = spec.worker_counts()
     row = JobRow(
         id=new_job_id(now),
-        project=project,
         name=spec.name,
         kind=spec.kind,
         labels=dict(spec.labels),
         spec=spec.model_dump(mode="json"),
-        idempotency_key=idempotency_key,
-        body_hash=body_hash,
         status=JobStatus.QUEUED,
         desired_state=DesiredState.RUN,
         attempt=0,
@@ -124,17 +150,21 @@ def _insert(session: Session, spec: Spec, *, project: str, idempotency_key: str 
         max_gpus=counts[-1] * resources.gpus_per_worker,
         created_at=now,
         due_at=now,
+        retry_of=retry_of,
+        **columns,
     )
     session.add(row)
     session.flush()
-    events.append(session, row.id, EventType.JOB_QUEUED, {"kind": spec.kind, "name": spec.name}, at=now)
-    return JobView.of(row)
+    search.index(session, row)
+    told = {"kind": spec.kind, "name": spec.name} | ({"retry_of": retry_of} if retry_of is not None else {})
+    events.append(session, row.id, EventType.JOB_QUEUED, told, at=now)
+    return row
 
 
 def find(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     """lock: to write: whoever writes a job's events holds its row, so that their ids grow in the order in which they are seen."""
     row = session.get(JobRow, job_id, with_for_update=lock)
-    if row is None:
+    if row is None or row.deleted_at is not None:
         raise NoSuchJob(job_id)
     return row
 
@@ -143,44 +173,16 @@ def get(session: Session, job_id: str) -> JobView:
     return JobView.of(find(session, job_id))
 
 
-def list_page(
-    session: Session,
-    *,
-    project: str | None = None,
-    status: JobStatus | None = None,
-    kind: str | None = None,
-    limit: int = 50,
-    cursor: str | None = None,
-) -> JobPage:
-    """Newest first. project None: of all."""
-    query: Select[JobRow] = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
-    if project is not None:
-        query = query.where(JobRow.project == project)
-    if status is not None:
-        query = query.where(JobRow.status == status)
-    if kind is not None:
-        query = query.where(JobRow.kind == kind)
-    if cursor is not None:
-        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_read_cursor(cursor)))
-    rows = list(session.scalars(query).all())
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return JobPage(jobs=[JobSummary.model_validate(row) for row in rows], next_cursor=_cursor(rows[-1]) if more else None)
-
-
-def _cursor(row: JobRow) -> str:
-    return base64.urlsafe_b64encode(f"{row.created_at.isoformat()}|{row.id}".encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        created_at, _, job_id = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode().partition("|")
-        at = datetime.fromisoformat(created_at)
-        if at.tzinfo is None:
-            raise ValueError("no zone")
-    except (ValueError, binascii.Error):
-        raise Invalid("cursor", "not a cursor of this list; use the next_cursor of an earlier answer, or leave it out") from None
-    return at, job_id
+def get_if_changed(session: Session, job_id: str, *, known: str | None) -> tuple[JobView | None, str]:
+    """The job and its tag; None for the job where `known`, a header If-None-Match, has that tag. That takes one query without the spec."""
+    newest = and_(AttemptRow.job_id == JobRow.id, AttemptRow.number == JobRow.attempt)
+    query = select(JobRow, AttemptRow).outerjoin(AttemptRow, newest).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
+    found = session.execute(query.options(defer(JobRow.spec))).one_or_none()
+    if found is None:
+        raise NoSuchJob(job_id)
+    row, _attempt = found  # the conditions look at it
+    tag = etags.of_job(row, now=utc_now())
+    return (None if etags.has(known, tag) else JobView.of(row)), tag
 
 
 def request_cancel(session: Session, job_id: str) -> tuple[JobView, bool]:

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from mae_core.memory import KEEPS_MEMORY
-from service import events
+from service import events, logs
 from service.admission import Needs
 from service.artifacts import job_prefix
 from service.errors import RayUnreachable
@@ -83,5 +83,6 @@ def work_order(job: JobRow, attempt: AttemptRow, settings: Settings) -> WorkOrde
             "service_url": settings.service_url,
             "storage": StorageRef(endpoint=settings.s3_endpoint, region=settings.s3_region, bucket=settings.s3_bucket),
             "prefix": job_prefix(job.id),
+            "log_bytes": settings.log_quota_mb * 2**20 // logs.KEPT_ATTEMPTS,
         }
     )

@@ -1,6 +1,6 @@
 """The tables. Small status, rich reason; what the user wants is a column apart from where the job is."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, text
@@ -19,7 +19,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar = {datetime: UtcDateTime(), dict[str, Any]: JsonValue(), dict[str, str]: JsonValue()}
+    type_annotation_map: ClassVar = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: JsonValue(),
+        dict[str, str]: JsonValue(),
+        list[str]: JsonValue(),
+    }
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -31,9 +36,13 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_created_at_id", "created_at", "id"),
-        Index("ix_jobs_project_created_at_id", "project", "created_at", "id"),
-        Index("ix_jobs_status", "status"),
+        # each filter of a list, of a project and of all: its jobs newest first
+        *(
+            Index("_".join(["ix_jobs", *columns, "created_at_id"]), *columns, "created_at", "id", **_where("deleted_at IS NULL"))
+            for columns in ([], ["project"], ["status"], ["project", "status"], ["kind"], ["project", "kind"])
+        ),
+        Index("ix_jobs_deleted_at", "deleted_at", **_where("deleted_at IS NOT NULL")),
+        Index("ix_jobs_encoder_job", "encoder_job", **_where("encoder_job IS NOT NULL")),
         Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),
         Index("ix_jobs_waits_for", "waits_for", **_where("waits_for IS NOT NULL")),
         Index("ix_jobs_waiting_since", "waiting_since", **_where("waiting_since IS NOT NULL")),
@@ -42,7 +51,9 @@ class JobRow(Base):
     id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
     name: Mapped[str] = mapped_column(CleanString(200))
     kind: Mapped[str] = mapped_column(CleanString(20))
-    labels: Mapped[dict[str, str]]
+    labels: Mapped[dict[str, str]]  # as shown; found by the rows of JobLabelRow
+    words: Mapped[str] = mapped_column(CleanText, default="", server_default=text("''"))  # of name and id, each after a space: see `search`
+    notes: Mapped[str | None] = mapped_column(CleanText)
     spec: Mapped[dict[str, Any]]
     # project, line feed, key: unique in its project. SQLite minds no lengths, and its column cannot be altered
     idempotency_key: Mapped[str | None] = mapped_column(CleanString(265).with_variant(CleanString(200), "sqlite"), unique=True)
@@ -67,6 +78,8 @@ class JobRow(Base):
     max_gpus: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     waiting_since: Mapped[datetime | None]  # since when it waits in line for devices
     waits_for: Mapped[str | None] = mapped_column(CleanString(40))  # the job whose result it starts from, until it has it
+    encoder_job: Mapped[str | None] = mapped_column(CleanString(40))  # the job whose result it starts from, also when it has it
+    retry_of: Mapped[str | None] = mapped_column(CleanString(40))  # the job that it does again
     run_seconds: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))  # of its ended attempts, while their workers were up
     conditions: Mapped[dict[str, Any] | None]  # what is amiss while it goes on, by name
 
@@ -78,11 +91,41 @@ class JobRow(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     desired_since: Mapped[datetime | None]  # when the user last wanted something else
+    deleted_at: Mapped[datetime | None]  # since then there is no such job; `deletion` takes away what it left
 
     due_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(CleanString(200))
     lease_token: Mapped[str | None] = mapped_column(CleanString(40))
     lease_expires_at: Mapped[datetime | None]
+
+
+class JobLabelRow(Base):
+    """What a label filter finds a job by: `key` and `key:value`. A copy of `JobRow.labels`, written by `search.index` alone."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (
+        Index("ix_job_labels_label_created_at_job_id", "label", "created_at", "job_id"),
+        Index("ix_job_labels_project_label_created_at_job_id", "project", "label", "created_at", "job_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    label: Mapped[str] = mapped_column(CleanString(264), primary_key=True)
+    project: Mapped[str] = mapped_column(CleanString(64))
+    created_at: Mapped[datetime]  # the job's
+
+
+class JobWordRow(Base):
+    """What a search finds a job by: the words of its name and id. Written by `search.index` alone."""
+
+    __tablename__ = "job_words"
+    __table_args__ = (Index("ix_job_words_job_id", "job_id"), {"sqlite_with_rowid": False})
+
+    word: Mapped[str] = mapped_column(
+        CleanString(64).with_variant(CleanString(64, collation="C"), "postgresql"), primary_key=True
+    )  # in the order of code points, so that those with one beginning are a range
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    created_at: Mapped[datetime]  # the job's
 
 
 class AttemptRow(Base):
@@ -123,7 +166,9 @@ class EventRow(Base):
 
 
 class MetricBatchRow(Base):
-    """One report's points as received. A report without points has a row too: its key is what makes a repeat change nothing."""
+    """The points of one report (level 0: all its columns are in `points`), or of all from `first_sequence` to `sequence`, merged: then its
+    columns are rows of `metric_columns`. A report without points has a row, too: its key is what makes a repeat change nothing.
+    """
 
     __tablename__ = "metric_batches"
     __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
@@ -132,9 +177,40 @@ class MetricBatchRow(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    points: Mapped[dict[str, Any] | None]
+    first_sequence: Mapped[int] = mapped_column(BigInteger)
+    level: Mapped[int] = mapped_column(Integer)
+    num_points: Mapped[int] = mapped_column(Integer)  # of all its series
     first_step: Mapped[int | None] = mapped_column(BigInteger)
-    last_step: Mapped[int | None] = mapped_column(BigInteger)
+    points: Mapped[bytes | None]
+
+
+class MetricColumnRow(Base):
+    """One series of a large batch, as `service.columns` writes it."""
+
+    __tablename__ = "metric_columns"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
+
+    job_id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
+    name: Mapped[str] = mapped_column(CleanString(100), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    first_step: Mapped[int] = mapped_column(BigInteger)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    data: Mapped[bytes]
+
+
+class MetricSummaryRow(Base):
+    """A job's series as a whole. `version` grows with each change; `is_whole` until they are thinned."""
+
+    __tablename__ = "metric_summaries"
+    __table_args__ = (Index("ix_metric_summaries_changed_on", "changed_on", **_where("is_whole")),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    names: Mapped[list[str]]
+    version: Mapped[int] = mapped_column(BigInteger)
+    changed_on: Mapped[date]
+    is_whole: Mapped[bool]
 
 
 class ArtifactRow(Base):

@@ -1,6 +1,6 @@
 """Ray's Jobs REST API, over httpx."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -57,6 +57,16 @@ class ClusterResources:
     at: datetime | None = None
 
 
+@dataclass(frozen=True)
+class RayNode:
+    """A machine of the cluster that lives. id: Ray's own."""
+
+    id: str
+    is_head: bool
+    num_cpus: float
+    num_gpus: float
+
+
 class RayJobs(Protocol):
     """What the service asks of Ray. Every call may raise RayUnreachable: then what Ray does is unknown."""
 
@@ -77,6 +87,7 @@ class RayJobs(Protocol):
         """Ask it to stop; without effect on one that is over or not known."""
 
     def resources(self) -> ClusterResources: ...
+    def nodes(self) -> Sequence[RayNode]: ...
 
 
 class HttpRayJobs:
@@ -137,10 +148,13 @@ class HttpRayJobs:
         (used_cpus, num_cpus), (used_gpus, num_gpus) = usage.get("CPU", (0.0, 0.0)), usage.get("GPU", (0.0, 0.0))
         return ClusterResources(num_cpus, num_gpus, used_cpus, used_gpus, at=datetime.fromtimestamp(status["time"], UTC))
 
+    def nodes(self) -> Sequence[RayNode]:
+        answers = self._json("GET", "/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+        return [_ray_node(answer) for answer in answers if answer["state"] == "ALIVE"]
+
     def _total_resources(self) -> ClusterResources:
-        nodes = self._json("GET", "/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
-        totals = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
-        return ClusterResources(sum(total.get("CPU", 0.0) for total in totals), sum(total.get("GPU", 0.0) for total in totals))
+        nodes = self.nodes()
+        return ClusterResources(sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes))
 
     def _json(self, method: str, path: str, *, none_on_404: bool = False) -> Any:
         response = self._request(method, path)
@@ -168,6 +182,11 @@ class HttpRayJobs:
 def _ray_job(answer: dict[str, Any]) -> RayJob:
     message, exit_code = answer.get("message"), answer.get("driver_exit_code")
     return RayJob(answer["submission_id"], RayStatus(answer["status"]), message, exit_code, answer.get("metadata") or {})
+
+
+def _ray_node(answer: dict[str, Any]) -> RayNode:
+    total = answer["resources_total"]
+    return RayNode(answer["node_id"], bool(answer["is_head_node"]), total.get("CPU", 0.0), total.get("GPU", 0.0))
 
 
 def _last_line(text: str) -> str:

@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     max_workers_per_job: int = Field(default=64, ge=1, description="Set it to the most workers that one job may ask for.")
     sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
 
+    log_quota_mb: int = Field(default=512, ge=8, description="Set it to the most megabytes that are kept of what one job prints.")
+    metrics_whole_days: int = Field(
+        default=90, ge=1, description="Set it to the days after which the series of an ended job are thinned to 10,000 points each."
+    )
+
     poll_seconds: float = Field(default=0.25, gt=0, le=5, description="Set it to the dispatcher's pause between looks at the queue.")
     line_patience_seconds: float = Field(
         default=600.0, ge=0, description="Set it to how long small jobs may pass one that waits for more devices."

@@ -1,7 +1,7 @@
 """Object storage, over boto3: what the service itself reads and writes there, and presigned addresses for users."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -14,7 +14,9 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef, PaginatorConfigTypeDef
 
+PAGE = 1000  # objects that S3 lists, and deletes, at once
 PRESIGNED_SECONDS = 3600
 MAX_TEXT_BYTES = 16 * 2**20
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
@@ -41,8 +43,15 @@ class Storage(Protocol):
 
     def check(self) -> None: ...
     def read_text(self, key: str, *, bucket: str | None = None) -> str: ...
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes: ...
     def put_text(self, key: str, text: str) -> None: ...
-    def list(self, prefix: str, *, bucket: str | None = None) -> list[StoredObject]: ...
+    def put_bytes(self, key: str, body: bytes) -> None: ...
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> list[StoredObject]:
+        """In the order of their keys; all, or the first `limit` (at most PAGE)."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """At most PAGE keys. Those that are not there are no error."""
+
     def presign(self, key: str) -> str: ...
 
 
@@ -82,16 +91,41 @@ class S3Storage:
             answer = self._client(self._endpoint).get_object(Bucket=bucket or self.bucket, Key=key)
             return answer["Body"].read(MAX_TEXT_BYTES).decode(errors="replace")
 
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes:
+        """Part of an object; nothing behind its end."""
+        with self._errors(f"{key} cannot be read"):
+            try:
+                answer = self._client(self._endpoint).get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+            except ClientError as error:
+                if _code(error) in ("InvalidRange", "416"):
+                    return b""
+                raise
+            return answer["Body"].read()
+
     def put_text(self, key: str, text: str) -> None:
         with self._errors(f"{key} cannot be written"):
             self._client(self._endpoint).put_object(
                 Bucket=self.bucket, Key=key, Body=text.encode(errors="replace"), ContentType="text/plain; charset=utf-8"
             )
 
-    def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
+    def put_bytes(self, key: str, body: bytes) -> None:
+        with self._errors(f"{key} cannot be written"):
+            self._client(self._endpoint).put_object(Bucket=self.bucket, Key=key, Body=body)
+
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
         with self._errors(f"{prefix} cannot be listed"):
-            pages = self._client(self._endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket or self.bucket, Prefix=prefix)
+            paginator = self._client(self._endpoint).get_paginator("list_objects_v2")
+            config: PaginatorConfigTypeDef = {} if limit is None else {"MaxItems": limit, "PageSize": limit}
+            pages = paginator.paginate(Bucket=bucket or self.bucket, Prefix=prefix, PaginationConfig=config)
             return [StoredObject(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        with self._errors(f"{len(keys)} objects cannot be deleted"):
+            wanted: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys]
+            answer = self._client(self._endpoint).delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
+        for error in answer.get("Errors", []):
+            if error.get("Code") not in _MISSING:
+                raise StorageUnreachable(f"Object storage {self._place} does not delete {error.get('Key')}: {error.get('Code')}.")
 
     def presign(self, key: str) -> str:
         """An address that gives the object to whoever has it, for an hour; of the name by which users reach the store."""

@@ -46,6 +46,21 @@ def resolve_encoder(database: Database, storage: Storage, spec: Spec, *, project
     return _with_encoder(frozen, find_encoder(StoredPlace(storage, uri), field=field), field=field, where=uri)
 
 
+def encoder_job(spec: Spec, *, bucket: str) -> str | None:
+    """The job, if any, whose result a spec starts from: by its name, or by where that lies in our bucket."""
+    if spec.encoder is None:
+        return None
+    owner = None if spec.encoder.artifact is None else _owner_of(spec.encoder.artifact, bucket=bucket)
+    return spec.encoder.job or owner
+
+
+def _owner_of(uri: str, *, bucket: str) -> str | None:
+    """The job below whose prefix an address lies; None where that is none of our bucket's."""
+    found, key = split_uri(uri)
+    first, _, rest = key.partition("/")
+    return rest.partition("/")[0] if found == bucket and first == JOBS_PREFIX.rstrip("/") else None
+
+
 def _usable(spec: Spec) -> list[str]:
     """Kinds of jobs whose result the spec can start from."""
     return ["pretrain", "finetune"] if isinstance(spec, EvaluateSpec) else ["pretrain"]
@@ -64,7 +79,7 @@ def _parent(database: Database, job_id: str, spec: Spec, *, project: str) -> Job
     field = "encoder.job"
     with database.read() as session:
         row = session.get(JobRow, job_id)
-    if row is None or row.project != project:
+    if row is None or row.deleted_at is not None or row.project != project:
         raise Invalid(field, f"there is no job {job_id}")
     if row.kind not in _usable(spec):
         wanted = " or ".join(_usable(spec))
@@ -77,15 +92,14 @@ def _parent(database: Database, job_id: str, spec: Spec, *, project: str) -> Job
 def _check_uri(database: Database, storage: Storage, uri: str, *, project: str) -> None:
     """Invalid for what lies in our bucket below a job that is not there, or not in this project."""
     field = "encoder.artifact"
-    bucket, key = split_uri(uri)
+    key = split_uri(uri)[1]
     if not {"", ".", ".."}.isdisjoint(key.removesuffix("/").split("/")):  # who takes them out of a path would read another object
         raise Invalid(field, f"{uri} has an empty part, or one of dots; write the key as it is")
-    first, _, rest = key.partition("/")
-    if bucket != storage.bucket or first != JOBS_PREFIX.rstrip("/"):
+    job_id = _owner_of(uri, bucket=storage.bucket)
+    if job_id is None:
         return
-    job_id = rest.partition("/")[0]
     with database.read() as session:
-        if session.scalar(select(JobRow.project).where(JobRow.id == job_id)) != project:
+        if session.scalar(select(JobRow.project).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))) != project:
             raise Invalid(field, f"there is no job {job_id}")
 
 

@@ -14,7 +14,7 @@ from fastapi.sse import format_sse_event
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.db import Database, snapshot_bounds
+from service.db import Database, ended_before, next_transaction
 from service.models import EventRow, JobRow
 from service.views import EventView, JobEventView
 from workers.contract import JobStatus, RunProgress
@@ -65,20 +65,31 @@ class Tail:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.horizon = -1  # all events up to this id are settled
+        self._last_before: int | None = None  # what was there when it was first read
         self._waiting: dict[int, Told] = {}  # seen, not settled
-        self._mark = (0, 0)  # events up to the first are settled when all transactions before the second have ended
+        self._mark = (0, 0)  # events up to the first are settled when all transactions below the second have ended
         self._progress: dict[str, tuple[dict[str, Any], str]] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether what was there at first is settled, so that only new events come."""
+        return self._last_before is not None and self.horizon >= self._last_before
 
     def read(self, job_ids: Collection[str]) -> Batch:
         """One look, in one snapshot: a status that is terminal means that all the job's events are there."""
         with self._database.read() as session:
-            oldest_active, next_new = snapshot_bounds(session)
+            all_ended_before = ended_before(session)
             if self.horizon < 0:
                 self.horizon = max((session.scalar(select(func.max(EventRow.id))) or 0) - _START_WINDOW, 0)
             states = self._states(session, job_ids)
             seen = [told for told in self._rows(session) if told.id not in self._waiting]
-        self._waiting |= {told.id: told for told in seen}
-        return Batch(seen, self._settle(oldest_active, next_new), states)
+            self._waiting |= {told.id: told for told in seen}
+            if self._last_before is None:
+                self._last_before = max(self._waiting, default=self.horizon)
+            settled = self._settle(all_ended_before)
+            if self._waiting and self._mark[0] <= self.horizon:  # after the rows: whoever has taken a lower id has a lower number
+                self._mark = max(self._waiting), next_transaction(session)
+        return Batch(seen, settled, states)
 
     def _rows(self, session: Session) -> list[Told]:
         found: list[Told] = []
@@ -89,22 +100,19 @@ class Tail:
             if len(page) < _PAGE:
                 return found
 
-    def _settle(self, oldest_active: int, next_new: int) -> list[Told]:
-        if not self._waiting:
-            return []
-        upto, ended_before = self._mark
-        if upto <= self.horizon:
-            self._mark = upto, ended_before = max(self._waiting), next_new
+    def _settle(self, all_ended_before: int) -> list[Told]:
+        upto, transaction = self._mark
         done: list[Told] = []
         for number in sorted(self._waiting):
-            if number != self.horizon + 1 and not (number <= upto and oldest_active >= ended_before):
+            if number != self.horizon + 1 and not (number <= upto and all_ended_before >= transaction):
                 break
             self.horizon = number
             done.append(self._waiting.pop(number))
         return done
 
     def _states(self, session: Session, job_ids: Collection[str]) -> dict[str, State]:
-        rows = session.execute(select(JobRow.id, JobRow.status, JobRow.progress).where(JobRow.id.in_(job_ids))).all() if job_ids else []
+        asked = select(JobRow.id, JobRow.status, JobRow.progress).where(JobRow.id.in_(job_ids), JobRow.deleted_at.is_(None))
+        rows = session.execute(asked).all() if job_ids else []
         known, self._progress = self._progress, {}
         states = {}
         for row in rows:
@@ -119,7 +127,9 @@ class Tail:
 
 def list_all_after(session: Session, project: str | None, *, after: int, limit: int, upto: int | None = None) -> list[JobEventView]:
     """Events of all jobs of a project (None: of all), by their ids."""
-    query = select(EventRow, JobRow.project).join(JobRow, JobRow.id == EventRow.job_id).where(EventRow.id > after)
+    query = (
+        select(EventRow, JobRow.project).join(JobRow, JobRow.id == EventRow.job_id).where(EventRow.id > after, JobRow.deleted_at.is_(None))
+    )
     if upto is not None:
         query = query.where(EventRow.id <= upto)
     if project is not None:

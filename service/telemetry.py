@@ -85,7 +85,10 @@ class _Stored(Collector):
 
 
 def _of_jobs(session: Session, now: datetime) -> Iterator[Metric]:
-    known = {row[0]: row[1] for row in session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))}
+    known = {
+        row[0]: row[1]
+        for row in session.execute(select(JobRow.status, func.count()).where(JobRow.deleted_at.is_(None)).group_by(JobRow.status))
+    }
     jobs = GaugeMetricFamily("maestro_jobs", "Jobs by status", labels=["status"])
     for status in JobStatus:
         jobs.add_metric([status], known.get(status, 0))

@@ -1,9 +1,12 @@
 """What the API answers."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+from sqlalchemy import Row
 
 from service import conditions
 from service.db import utc_now
@@ -47,6 +50,8 @@ class ConditionView(View):
 
 
 class JobView(JobSummary):
+    notes: str | None
+    retry_of: str | None
     spec: dict[str, Any]
     reason_message: str | None
     conditions: dict[Condition, ConditionView]
@@ -64,6 +69,18 @@ class JobView(JobSummary):
 class JobPage(View):
     jobs: list[JobSummary]
     next_cursor: str | None
+
+    @staticmethod
+    def json_of(rows: Sequence[Row[Any]], *, fields: Sequence[str], next_cursor: str | None) -> bytes:
+        """Of rows that have at least the fields, each job with just these. The database's own values: nothing of them is checked again."""
+        return to_json({"jobs": [_shown(row, fields) for row in rows], "next_cursor": next_cursor}, inf_nan_mode="strings")
+
+
+def _shown(row: Row[Any], fields: Sequence[str]) -> dict[str, Any]:
+    shown = {name: row._mapping[name] for name in fields}
+    if shown.get("progress") is not None:
+        shown["progress"] = RunProgress.model_validate(shown["progress"])
+    return shown
 
 
 class EventView(View):
@@ -118,6 +135,18 @@ class ArtifactView(View):
 
 class ArtifactList(View):
     artifacts: list[ArtifactView]
+
+
+class LogView(View):
+    """What is kept of what a process has printed: a worker's, by its rank, or the driver's."""
+
+    worker: str
+    bytes: int
+
+
+class LogList(View):
+    attempt: int | None
+    workers: list[LogView]
 
 
 class TokenView(View):
@@ -199,3 +228,18 @@ class DeliveryPage(View):
 class Readiness(View):
     ready: bool
     missing: dict[str, str]
+
+
+class FieldProblem(View):
+    field: str
+    message: str
+
+
+class ProblemView(View):
+    """RFC 9457: what every error answers. `type` is `urn:maestro:<kebab-case>`, `errors` is there where fields are wrong."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []

@@ -14,11 +14,11 @@ CONTROL = {"pydantic"}
 CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplejpeg", "scipy", "safetensors", "yaml", "pyarrow"}
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
-    *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
-    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "prometheus_client"),
+    *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
+    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
-TYPES_ONLY = {"mypy_boto3_s3"}
+TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
 
 # The first pattern that fits a module decides: third-party libraries, then modules of ours.
@@ -29,15 +29,17 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.saved_config", CONTROL, {"mae_core.options"}),
     ("mae_core.exports.formats", CONTROL, {"mae_core.options"}),
     ("mae_core.config", CONTROL, {"mae_core.exports.formats", "mae_core.options", "mae_core.recipes"}),
+    ("mae_core.estimates", CONTROL, {"mae_core.config", "mae_core.options"}),
     ("mae_core.exports.programs", {*CORE, "onnxruntime"}, {"mae_core.*"}),  # an ONNX file is run before it is handed out
     ("mae_core.*", CORE, {"mae_core.*"}),
     ("workers.contract", CONTROL, SPECS),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
     ("service.client_errors", {"httpx"}, set()),
-    ("service.client", {"httpx"}, {"service.client_errors", "workers.contract", "mae_core.exports.formats"}),
+    ("service.client_logs", set(), {"service.client", "workers.contract"}),
+    ("service.client", {"httpx"}, {"service.client_errors", "service.client_logs", "workers.contract", "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
     ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
-    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", *SPECS}),
+    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
 ]
 # Inside service: who may be imported by whom, beyond the table above.
 ONLY_BY = {
@@ -49,6 +51,7 @@ ONLY_BY = {
 USER_SIDE = (
     "service.client",
     "service.client_errors",
+    "service.client_logs",
     "service.cli",
     "service.console",
     "service.demo",

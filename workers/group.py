@@ -17,6 +17,7 @@ from ray.util import get_node_ip_address
 from mae_core.options import ResourcesConfig
 from workers.contract import Reason, WorkOrder
 from workers.failures import RunFailedError, first_cause, of_ray
+from workers.log_uploads import LogUploads
 from workers.pulse import Pulse
 from workers.room import Room
 from workers.signals import Sign, Signals, stacks
@@ -25,6 +26,7 @@ logger = logging.getLogger("maestro.driver")
 
 _START_SECONDS = 300.0  # of processes that have their room
 _LOOK_SECONDS = 5.0
+_LAST_LOG_SECONDS = 2.0
 _SETTLE_SECONDS = 1.0  # within which the others fail too, where one has died
 
 
@@ -68,6 +70,13 @@ class TrainWorker:
 
     def train(self, post: Post, order: WorkOrder, times: Mapping[str, str]) -> RunFailedError | bool:
         """What went wrong, if anything did; else whether the training stopped so that another number of workers goes on."""
+        uploads = LogUploads.start(order, str(post.rank), num_workers=post.num_workers)
+        try:
+            return self._train(post, order, times)
+        finally:
+            uploads.close(_LAST_LOG_SECONDS)
+
+    def _train(self, post: Post, order: WorkOrder, times: Mapping[str, str]) -> RunFailedError | bool:
         from workers.causes import explained
         from workers.train_loop import train_worker
 

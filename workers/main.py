@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from mae_core.provenance import versions
 from workers.attempt import STARTED_AT, Attempt
-from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
+from workers.contract import CONTRACT_VERSION, DRIVER, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
 from workers.failures import RunFailedError
+from workers.log_uploads import LogUploads
 from workers.logs import configure_logging
 from workers.reporter import Reporter
 
@@ -23,6 +24,7 @@ logger = logging.getLogger("maestro.driver")
 _FIRST_INCARNATION = int(STARTED_AT.timestamp() * 1000)
 _times_told = itertools.count()
 _FINAL_REPORT_SECONDS = 600.0
+_LAST_LOG_SECONDS = 5.0
 
 
 def main() -> int:
@@ -34,6 +36,14 @@ def main() -> int:
         return _refuse(text, error)
     if order.contract != CONTRACT_VERSION:
         return _fail(order, _mismatch(order.contract))
+    uploads = LogUploads.start(order, DRIVER, num_workers=order.spec.worker_counts()[-1])
+    try:
+        return _run(order)
+    finally:
+        uploads.close(_LAST_LOG_SECONDS)
+
+
+def _run(order: WorkOrder) -> int:
     try:
         ray.init(logging_level=logging.WARNING)
         Attempt(order, lambda kind, **data: _tell(order, kind, patience_seconds=0.0, **data)).train()

@@ -86,6 +86,10 @@ class ObjectStore:
 
         self._persist(f"upload {key}", send)
 
+    def put(self, key: str, body: bytes) -> None:
+        """Writes a small object."""
+        self._persist(f"upload {key}", lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=body))
+
     def commit(self, prefix: str, manifest: EncoderManifest | TrainingStateManifest) -> bool:
         """Writes the manifest of `prefix`. False where another one is there already: somebody committed first, and that one counts."""
         body = manifest.model_dump_json(indent=2).encode()
@@ -194,12 +198,16 @@ class ObjectStore:
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that begin with `prefix`."""
+        return list(self.sizes(prefix))
 
-        def list_keys() -> list[str]:
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The bytes of all objects whose keys begin with `prefix`."""
+
+        def list_objects() -> dict[str, int]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+            return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
 
-        return self._persist(f"list {prefix}", list_keys)
+        return self._persist(f"list {prefix}", list_objects)
 
     def entry(self, key: str) -> FileEntry | None:
         """What an object is now, by all of its bytes; None where it is not there."""

@@ -10,7 +10,7 @@ from service import streams
 from service.auth import USERS, Caller, Credentials
 from service.errors import NotAcceptable
 from service.projects import ProjectName
-from service.routes.answers import PROBLEMS, STREAM_HEADERS
+from service.routes.answers import PROBLEMS, STREAM_HEADERS, problems
 from service.routes.state import FeedDep
 from workers.contract import MAX_INTEGER
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/events", tags=["events"], responses=PROBLEMS)
 
 _ANSWERS: dict[int | str, dict[str, object]] = {
     200: {"content": {"text/event-stream": {}}},
-    406: {"description": "It is a stream alone: `Accept: text/event-stream`"},
+    **problems(406),
 }
 
 
@@ -34,11 +34,12 @@ async def stream_events(
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INTEGER)] = None,
 ) -> Response:
     """Events of all jobs of the token's project, of an admin of all, by their ids, none left out. `Last-Event-ID` resumes."""
+    project = caller.project_of(project)
     if "text/event-stream" not in request.headers.get("accept", ""):
         raise NotAcceptable
     stream = streams.of_all(
         feed,
-        caller.project_of(project),
+        project,
         after=after if last_event_id is None else last_event_id,
         authorize=partial(USERS, request, credentials),
     )

@@ -11,6 +11,6 @@ router = APIRouter(tags=["health"], responses=PROBLEMS, dependencies=[Depends(re
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def read_metrics(telemetry: TelemetryDep) -> Response:
+def scrape(telemetry: TelemetryDep) -> Response:
     """In Prometheus' text format."""
     return Response(telemetry.text(), media_type=CONTENT_TYPE_LATEST)

@@ -11,7 +11,7 @@ from service.db import utc_now
 from service.deliveries import DeliveryStatus
 from service.outbound import check_url
 from service.projects import ProjectName
-from service.routes.answers import PROBLEMS, answer
+from service.routes.answers import PROBLEMS, answer, problems
 from service.routes.state import DatabaseDep, SettingsDep
 from service.views import DeliveryPage, DeliveryView, NewWebhookView, WebhookList, WebhookView
 from service.webhooks import WebhookEvents
@@ -20,7 +20,6 @@ from workers.contract import MAX_INTEGER
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=PROBLEMS)
 CallerDep = Annotated[Caller, Depends(WEBHOOK_OWNERS)]
 Url = Annotated[HttpUrl, Field(description="where messages are sent, by POST")]
-_CONFLICT: dict[int | str, dict[str, object]] = {409: {"description": "Not possible now"}}
 
 
 class NewWebhook(BaseModel):
@@ -45,7 +44,7 @@ class WebhookChange(BaseModel):
     enabled: bool | None = None
 
 
-@router.post("", response_model=NewWebhookView, status_code=201, responses=_CONFLICT)
+@router.post("", response_model=NewWebhookView, status_code=201, responses=problems(409))
 def create_webhook(new: NewWebhook, caller: CallerDep, database: DatabaseDep, settings: SettingsDep) -> Response:
     """Make a webhook. The secret, with which its messages are signed, is in this answer and nowhere else."""
     check_url(str(new.url), allow_private=settings.webhooks_to_private_addresses)
@@ -107,7 +106,7 @@ def list_deliveries(
     return answer(DeliveryPage(deliveries=views, next_before=views[-1].event_id if len(views) == limit else None))
 
 
-@router.post("/{webhook_id}/deliveries/{event_id}/redeliver", response_model=DeliveryView, status_code=202, responses=_CONFLICT)
+@router.post("/{webhook_id}/deliveries/{event_id}/redeliver", response_model=DeliveryView, status_code=202, responses=problems(409))
 def redeliver(webhook_id: str, event_id: Annotated[int, Path(ge=0, le=MAX_INTEGER)], database: DatabaseDep) -> Response:
     """Send an event again, under the same id. 409: the webhook is disabled."""
     with database.write() as session:

@@ -13,9 +13,14 @@ from benchmarks import (
     embed,
     export,
     images,
+    ingest,
+    list_jobs,
     reattach,
     recover,
+    series,
     start_up,
+    submit,
+    told,
     train_step,
     watchers,
 )
@@ -121,7 +126,9 @@ def test_cheap_pretraining(data_dir: Path, tmp_path: Path, monkeypatch: pytest.M
 def on_stand_in(request: pytest.FixtureRequest, seaweedfs: Seaweedfs, run_mark: str, tmp_path: Path) -> Iterator[Stage]:
     """A service on the stand-in of Ray's Jobs API."""
     postgres = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    with stage(tmp_path, storage=seaweedfs, postgres=postgres, run=run_mark, num_cpus=dispatch.NUM_CPUS) as made:
+    with stage(
+        tmp_path, storage=seaweedfs, postgres=postgres, run=run_mark, num_cpus=dispatch.NUM_CPUS, secret_key=told.SECRET_KEY
+    ) as made:
         yield made
 
 
@@ -144,3 +151,31 @@ def test_watchers(on_stand_in: Stage) -> None:
     assert (line["num_clients"], line["num_messages"], line["database"]) == (6, 3 * 20 + 3, on_stand_in.database)
     assert 0 < line["p50"] <= line["value"] <= line["max"]
     assert 0 < line["rss_mib"]["without_clients"] <= line["rss_mib"]["value"]
+
+
+def test_ingest(on_stand_in: Stage) -> None:
+    line = ingest.measure(on_stand_in, num_steps=2, num_reports=33)
+    assert (line["points_per_report"], line["num_reports"], line["database"]) == (10, 4 * 33, on_stand_in.database)
+    assert line["value"] == pytest.approx(10 * line["reports_per_second"], rel=0.01)
+    assert 0 < line["seconds_per_report"]["p50"] <= line["seconds_per_report"]["p95"]
+
+
+def test_series(on_stand_in: Stage) -> None:
+    line = series.measure(on_stand_in, num_reports=2, num_reads=2, max_points=100)
+    assert (line["num_points"], line["num_series"], line["database"]) == (2000, 5, on_stand_in.database)
+    assert 0 < line["p50"] <= line["value"]
+    assert line["bytes"] < 100 * 40
+
+
+def test_list_jobs(on_stand_in: Stage) -> None:
+    first, second = list_jobs.measure(on_stand_in, sizes=(60, 120), repeats=2)
+    assert (first["num_jobs"], second["num_jobs"], first["database"]) == (60, 120, on_stand_in.database)
+    assert {"first page", "next page", "text: one job", "all together", "an unchanged job (304)"} <= set(first["questions"])
+    assert first["value"] == max(each["p95"] for each in first["questions"].values())
+    assert 1000 < first["bytes"] < list_jobs.GOAL_BYTES
+
+
+def test_submit(on_stand_in: Stage) -> None:
+    line = submit.measure(on_stand_in, seconds=0.1, rates=[60])
+    assert (line["num_jobs"], line["database"], list(line["p95_per_rate"])) == (5, on_stand_in.database, [60])
+    assert 0 < line["p50"] <= line["value"]

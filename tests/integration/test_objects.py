@@ -24,9 +24,10 @@ from tests.integration.runs import Json, pretrain_spec
 from tests.unit.forked import in_workers
 from tests.unit.saving import PREFIX, Told, saving, work_on
 from workers import objects
-from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder
+from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder, log_chunk, log_prefix
 from workers.delays import Delays
 from workers.failures import StorageError, WaitEndedError
+from workers.log_uploads import LogUploads
 from workers.objects import ObjectStore
 from workers.parts import S3Parts
 from workers.reconstructions import ReconstructionUploads
@@ -57,6 +58,17 @@ def order(bucket: str) -> WorkOrder:
 
 def keys(seaweedfs: Seaweedfs, bucket: str) -> list[str]:
     return [item["Key"] for item in seaweedfs.client().list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def test_a_log_in_real_storage(store: ObjectStore, tmp_path: Path) -> None:
+    """The same as with the store of tests/unit/test_log_uploads.py."""
+    out, prefix = tmp_path / "out", log_prefix(PREFIX, 1, "0")
+    out.write_bytes(b"one\n")
+    LogUploads(lambda: store, prefix, [out], max_bytes=10**6).look()
+    uploads = LogUploads(lambda: store, prefix, [out], max_bytes=1)
+    uploads.look()
+    assert store.sizes(prefix) == {log_chunk(prefix, 4): 4}, "the next process goes on behind it, and what is above the quota is deleted"
+    assert store.read(log_chunk(prefix, 4)) == b"one\n"
 
 
 def encoder_manifest(**files: objects.FileEntry) -> EncoderManifest:

@@ -121,6 +121,9 @@ def test_the_contract(cluster: Cluster) -> None:
     assert resources.num_cpus == cluster.num_cpus
     assert resources.num_gpus >= 0
     assert 0 <= resources.used_cpus <= cluster.num_cpus
+    [node] = ray.nodes()
+    assert (node.is_head, node.num_cpus) == (True, cluster.num_cpus)
+    assert node.id
 
 
 def test_what_runs_is_counted_after_a_while(served: RayHead | StandIn) -> None:

@@ -8,7 +8,7 @@ import pytest
 from service.errors import StorageUnreachable
 from service.local import REGION, Seaweedfs
 from service.processes import free_ports
-from service.storage import ObjectNotFound, S3Storage, Storage, StoredObject
+from service.storage import PAGE, ObjectNotFound, S3Storage, Storage, StoredObject
 from tests.unit.fake_storage import FakeStorage
 
 
@@ -47,6 +47,23 @@ def test_the_contract(storage: Storage) -> None:
     with pytest.raises(ObjectNotFound):
         storage.read_text("other", bucket="nowhere-to-be-found")
     assert "other" in storage.presign("other")
+    storage.put_bytes("log", b"0123456789")
+    parts = [(0, 3, b"012"), (3, 100, b"3456789"), (9, 1, b"9"), (10, 5, b"")]
+    assert [storage.read_bytes("log", start=start, length=length) for start, length, _ in parts] == [part for *_, part in parts]
+    with pytest.raises(ObjectNotFound):
+        storage.read_bytes("none", start=0, length=1)
+
+
+def test_pages_are_listed_and_deleted(storage: Storage) -> None:
+    keys = [f"jobs/a/{number:04d}" for number in range(12)]
+    for key in [*keys, "jobs/b/x"]:
+        storage.put_text(key, "x")
+    assert [item.key for item in storage.list("jobs/a/", limit=5)] == keys[:5]
+    storage.delete([*keys[:5], "jobs/a/none"])
+    storage.delete(keys[:5])
+    assert [item.key for item in storage.list("jobs/", limit=PAGE)] == [*keys[5:], "jobs/b/x"]
+    storage.delete([item.key for item in storage.list("jobs/a/")])
+    assert [item.key for item in storage.list("jobs/")] == ["jobs/b/x"]
 
 
 @pytest.mark.usefixtures("credentials")
@@ -76,6 +93,7 @@ def test_a_missing_bucket_and_a_missing_server(seaweedfs: Seaweedfs) -> None:
         real(seaweedfs.endpoint, "not-made").check()
     away = real(f"http://127.0.0.1:{free_ports(1)[0]}", "maestro")
     calls: list[Callable[[], object]] = [away.check, lambda: away.read_text("x"), lambda: away.put_text("x", ""), lambda: away.list("")]
+    calls.append(lambda: away.delete(["x"]))
     for call in calls:
         with pytest.raises(StorageUnreachable, match="does not answer"):
             call()

@@ -70,7 +70,8 @@ class Api:
                 usage = {"CPU": [float(used), float(self._cluster.num_cpus)]}
                 return Answer(200, {"result": True, "data": {"clusterStatus": {"time": at, "loadMetricsReport": {"usage": usage}}}})
             case "GET", ["v0", "nodes"]:
-                nodes = [{"state": "ALIVE", "resources_total": {"CPU": float(self._cluster.num_cpus)}}]
+                total = {"CPU": float(self._cluster.num_cpus)}
+                nodes = [{"node_id": "stand-in", "is_head_node": True, "state": "ALIVE", "resources_total": total}]
                 return Answer(200, {"result": True, "data": {"result": {"result": nodes}}})
         return Answer(404, "404: Not Found")
 

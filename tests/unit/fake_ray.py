@@ -2,10 +2,11 @@
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service.errors import RayUnreachable
-from service.ray_jobs import AlreadyExists, ClusterResources, RayJob, RayRefused, RayStatus
+from service.ray_jobs import AlreadyExists, ClusterResources, RayJob, RayNode, RayRefused, RayStatus
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class FakeRay:
     def resources(self) -> ClusterResources:
         self._reach()
         return self.cluster
+
+    def nodes(self) -> Sequence[RayNode]:
+        self._reach()
+        return [RayNode("head", True, self.cluster.num_cpus, self.cluster.num_gpus)]
 
     # what a test makes happen
 

@@ -1,7 +1,9 @@
 """Object storage in memory. `tests/integration/test_storage.py` holds it to the real one's behaviour."""
 
+from collections.abc import Sequence
+
 from service.errors import StorageUnreachable
-from service.storage import ObjectNotFound, StoredObject
+from service.storage import PAGE, ObjectNotFound, StoredObject
 
 
 class FakeStorage:
@@ -9,7 +11,7 @@ class FakeStorage:
 
     def __init__(self, bucket: str = "maestro") -> None:
         self.bucket = bucket
-        self.objects: dict[tuple[str, str], str] = {}
+        self.objects: dict[tuple[str, str], bytes] = {}
         self.is_down = False
 
     def _reach(self) -> None:
@@ -22,18 +24,34 @@ class FakeStorage:
     def read_text(self, key: str, *, bucket: str | None = None) -> str:
         self._reach()
         try:
-            return self.objects[bucket or self.bucket, key]
+            return self.objects[bucket or self.bucket, key].decode(errors="replace")
         except KeyError:
             raise ObjectNotFound(key) from None
 
     def put_text(self, key: str, text: str) -> None:
         self._reach()
-        self.objects[self.bucket, key] = text
+        self.put_bytes(key, text.encode())
 
-    def list(self, prefix: str, *, bucket: str | None = None) -> "list[StoredObject]":
+    def read_bytes(self, key: str, *, start: int, length: int) -> bytes:
         self._reach()
-        found = [(key, text) for (own, key), text in self.objects.items() if own == (bucket or self.bucket) and key.startswith(prefix)]
-        return [StoredObject(key, len(text.encode())) for key, text in sorted(found)]
+        if (self.bucket, key) not in self.objects:
+            raise ObjectNotFound(key)
+        return self.objects[self.bucket, key][start : start + length]
+
+    def put_bytes(self, key: str, body: bytes) -> None:
+        self._reach()
+        self.objects[self.bucket, key] = body
+
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
+        self._reach()
+        found = [(key, body) for (own, key), body in self.objects.items() if own == (bucket or self.bucket) and key.startswith(prefix)]
+        return [StoredObject(key, len(body)) for key, body in sorted(found)][:limit]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._reach()
+        assert len(keys) <= PAGE
+        for key in keys:
+            self.objects.pop((self.bucket, key), None)
 
     def presign(self, key: str) -> str:
         return f"http://public.example/{self.bucket}/{key}?X-Amz-Signature=fake"

@@ -15,11 +15,14 @@ from tests.unit.access import PUBLIC, WORKERS, Route, bearer, expired, make_toke
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service
 from workers.contract import attempt_token
 
-CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}  # and the stream of all jobs: test_streams.py
-ANSWERED = (200, 202, 307, 406, 409)  # 406: a stream alone; 409: what this asks before has paused and cancelled the job
+CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/events"), ("GET", "/v1/cluster"), ("POST", "/v1/estimates")}
+OF_NO_PROJECT = {("GET", "/v1/recipes")}
+ANSWERED = (200, 202, 307, 406, 409, 428)  # 406: a stream alone; 409: what this asks before has paused and cancelled the job
 
 
 def ask(client: TestClient, route: Route, job_id: str, headers: dict[str, str], **options: Any) -> httpx.Response:
+    if route.method == "PATCH":
+        options.setdefault("json", {})
     encoded: Any = {name: value.encode("latin-1") for name, value in headers.items()}
     answer: httpx.Response = client.request(route.method, route.filled(job_id), headers=encoded, follow_redirects=False, **options)
     return answer
@@ -151,7 +154,7 @@ def test_routes_on_no_one_job_keep_to_the_project(client: TestClient, service: S
     """What lists or makes is to be known here: nothing in its path says whose it is."""
     assert {
         (route.method, route.path) for route in routes(client) if route.audience is USERS and "{job_id}" not in route.path
-    } == CHOOSE_A_PROJECT
+    } == CHOOSE_A_PROJECT | OF_NO_PROJECT
     ours, theirs = bearer(make_token(service, Role.SUBMITTER, "ours")), bearer(make_token(service, Role.SUBMITTER, "theirs"))
 
     def submit(headers: dict[str, str], **params: str) -> dict[str, Any]:

@@ -62,7 +62,9 @@ class Service:
         if path == "/v1/tokens/abc" and request.method == "DELETE":
             return Answer(body=json.dumps(TOKEN).encode())
         if path == "/v1/jobs/j1/logs":
-            return Answer(body=b"line one\n")
+            text = b"line one\nline two\n"[int(request.path.rpartition("offset=")[2]) :]
+            told = {"Attempt": "1", "Offset": "0", "Next-Offset": "18", "End": "true"}
+            return Answer(body=text, headers={f"Maestro-Log-{name}": value for name, value in told.items()})
         return Answer(404, b'{"title": "Not found", "detail": "There is no such job."}')
 
 
@@ -131,7 +133,7 @@ def test_lists_and_shows(service: Service) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_logs_and_cancel() -> None:
-    assert maestro("logs", "j1") == (0, "line one\n", "")
+    assert maestro("logs", "j1") == (0, "line one\nline two\n", "")
     assert maestro("cancel", "j1") == (0, "job j1 running, will be cancelled\n", "")
 
 

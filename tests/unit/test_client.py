@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_two_submissions_have_different_keys() -> None:
         client.submit({})
     first, second = server.requests
     assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
+
+
+def test_series_are_asked_for_by_name_and_step() -> None:
+    with client_of(lambda _: answer_json({"series": {"loss": {}}})) as (client, server):
+        assert client.metrics("j") == {"loss": {}}
+        client.metrics("j", names=["loss", "lr"], from_step=0, to_step=9, max_points=5)
+    asked = "/v1/jobs/j/metrics?names=loss%2Clr&max_points=5&from_step=0&to_step=9"
+    assert [request.path for request in server.requests] == ["/v1/jobs/j/metrics", asked]
 
 
 def test_an_error_carries_the_problem() -> None:
@@ -284,3 +293,42 @@ def test_patience_ends() -> None:
     with client_of(lambda _: Answer(status=503), patience_seconds=0.0) as (client, server), pytest.raises(ApiError):
         client.job("j1")
     assert len(server.requests) == 1
+
+
+class Printing:
+    """The scripted log of a job: attempt 1 fails, attempt 2 prints on and succeeds. Three bytes in an answer, and every third is lost."""
+
+    def __init__(self) -> None:
+        self.texts = {1: "éins\n".encode(), 2: b"two\nend\n"}
+        self.asked = 0
+
+    def answer(self, request: Request) -> Answer:
+        self.asked += 1
+        attempt = 1 if self.asked < 10 else 2
+        if not request.path.startswith("/v1/jobs/j1/logs"):
+            return answer_json({"status": "running" if self.asked < 30 else "succeeded", "attempt": attempt})
+        if self.asked % 3 == 0:
+            return Answer(status=0)
+        query = dict(parse_qsl(request.path.partition("?")[2]))
+        number, offset = int(query.get("attempt", attempt)), int(query["offset"])
+        text = self.texts[number][offset : offset + 3]
+        is_end = (number < attempt or self.asked >= 30) and offset + len(text) == len(self.texts[number])
+        told = {"Attempt": number, "Next-Offset": offset + len(text), "End": str(is_end).lower()}
+        return Answer(body=text, headers={f"Maestro-Log-{name}": str(value) for name, value in told.items()})
+
+
+def test_a_log_is_followed_through_lost_answers_and_attempts() -> None:
+    with client_of(Printing().answer) as (client, _):
+        assert "".join(client.follow_logs("j1")) == "éins\ntwo\nend\n"
+
+
+def test_a_log_of_one_attempt_ends_with_it() -> None:
+    with client_of(Printing().answer) as (client, _):
+        assert "".join(client.follow_logs("j1", attempt=1)) == "éins\n"
+
+
+def test_a_log_is_printed_as_far_as_it_goes() -> None:
+    with client_of(Printing().answer) as (client, server):
+        assert client.logs("j1") == "éins\n"
+    assert "attempt" not in server.requests[1].path
+    assert "attempt=1" in server.requests[-1].path

@@ -12,7 +12,7 @@ from service.models import AttemptRow, JobRow
 from service.policy import LOST_SILENCE
 from service.ray_jobs import ClusterResources, RayJob, RayStatus
 from tests.unit.service_fixtures import PROBE, Service
-from workers.contract import ORDER_VARIABLE, DesiredState, EventType, JobStatus, Reason, WorkOrder, attempt_token
+from workers.contract import ORDER_VARIABLE, DesiredState, EventType, JobStatus, Reason, WorkOrder, attempt_token, log_chunk
 
 SILENCE_SECONDS = LOST_SILENCE.total_seconds() + 1  # of workers whose run Ray no longer knows
 
@@ -53,7 +53,7 @@ def test_the_whole_way(service: Service) -> None:
     assert job.result_uri == f"s3://maestro/jobs/{job_id}/encoder/"
     assert statuses(service, job_id) == ["starting", "running", "finalizing", "succeeded"]
     assert service.attempt(job_id).ended_at is not None
-    assert service.storage.read_text(f"jobs/{job_id}/logs/attempt-1.txt") == f"log of {job_id}-a1\n"
+    assert service.storage.read_text(log_chunk(f"jobs/{job_id}/logs/attempt-1/driver/", 0)) == f"log of {job_id}-a1\n"
     assert service.tick(1000) == 0
     assert held(service) == 0
 
@@ -343,23 +343,15 @@ def test_logs_that_cannot_be_kept_change_nothing(service: Service, monkeypatch: 
     job_id = service.start()
     service.commit_result(job_id)
 
-    def fail(key: str, text: str) -> None:
+    def fail(key: str, body: bytes) -> None:
         service.storage.is_down = True
         service.storage._reach()
 
-    monkeypatch.setattr(service.storage, "put_text", fail)
+    monkeypatch.setattr(service.storage, "put_bytes", fail)
     service.ray.end(f"{job_id}-a1", RayStatus.SUCCEEDED)
     service.tick(2)
     assert service.job(job_id).status is JobStatus.SUCCEEDED
     assert service.attempt(job_id).log_key is None
-
-
-def test_only_the_end_of_a_long_log_is_kept(service: Service) -> None:
-    job_id = service.start()
-    service.ray.texts[f"{job_id}-a1"] = "a" + "b" * (5 * 2**20)
-    service.ray.end(f"{job_id}-a1", RayStatus.FAILED)
-    service.tick(2)
-    assert set(service.storage.read_text(f"jobs/{job_id}/logs/attempt-1.txt")) == {"b"}
 
 
 # cancel, in every state

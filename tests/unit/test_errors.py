@@ -1,10 +1,12 @@
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
-from service import jobs
+from service import errors, jobs
 from tests.unit.service_fixtures import PRETRAIN, PROBE
 
 
@@ -74,14 +76,26 @@ def test_unknown_paths_and_jobs_are_problems_too(client: TestClient) -> None:
         answer = client.get(path)
         assert (answer.status_code, answer.json()["type"]) == (404, "urn:maestro:not-found"), path
         assert answer.headers["content-type"] == "application/problem+json"
-    assert client.put("/v1/jobs").status_code == 405
+    answer = client.put("/v1/jobs")
+    assert (answer.status_code, answer.json()["type"]) == (405, "urn:maestro:method-not-allowed")
+    assert answer.headers["allow"]
+
+
+def test_every_type_of_problem_is_documented() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", readme, flags=re.MULTILINE)
+    assert {type: int(status) for type, status in rows} == errors.all_types()
+
+
+def test_types_are_those_of_all_problems_and_of_the_framework() -> None:
+    assert {"invalid-request", "stale-attempt", "storage-unreachable", "content-too-large", "internal-error"} <= set(errors.all_types())
 
 
 def test_an_unexpected_error_tells_nothing_of_the_inside(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise RuntimeError("a secret inside")
 
-    monkeypatch.setattr(jobs, "get", fail)
+    monkeypatch.setattr(jobs, "get_if_changed", fail)
     answer = client.get("/v1/jobs/x")
     assert answer.status_code == 500
     assert answer.json()["type"] == "urn:maestro:internal-error"
@@ -89,10 +103,10 @@ def test_an_unexpected_error_tells_nothing_of_the_inside(client: TestClient, mon
 
 
 def test_a_database_that_does_not_answer_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise OperationalError("SELECT secret", {}, Exception("database is locked"))
 
-    monkeypatch.setattr(jobs, "get", fail)
+    monkeypatch.setattr(jobs, "get_if_changed", fail)
     answer = client.get("/v1/jobs/x")
     assert answer.status_code == 503
     assert answer.headers["retry-after"]

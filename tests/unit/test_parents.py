@@ -125,7 +125,7 @@ def test_a_result_that_cannot_be_read_fails_it(client: TestClient, service: Serv
     child = submit(client, parent)["id"]
     service.tick()
     succeed(service, parent)
-    service.storage.objects["maestro", f"jobs/{parent}/encoder/manifest.json"] = "{}"
+    service.storage.objects["maestro", f"jobs/{parent}/encoder/manifest.json"] = b"{}"
     service.tick(PARENT_SECONDS)
     assert (service.job(child).status, service.job(child).reason) == (JobStatus.FAILED, Reason.ENCODER_ERROR)
 

@@ -347,6 +347,25 @@ def test_an_event_that_is_seen_late_is_passed_by_no_stream(service: Service) -> 
     assert [told.id for told in third.settled] == [late, *later]
 
 
+def test_from_now_on_is_not_before(service: Service) -> None:
+    """Also where there are gaps in the ids of the past, as those of transactions that were given up."""
+    job_id = service.submit()
+    ids = add(service, job_id, 5)
+    with service.database.write() as session:
+        session.execute(text(f"DELETE FROM events WHERE id = {ids[2]}"))
+
+    async def follow() -> list[int]:
+        made = quick(service)
+        reader = Reader(streams.of_all(made, None, after=None, authorize=bool))
+        await reader.until(lambda reader: made._started.is_set())
+        [new] = add(service, job_id)
+        await reader.until(lambda reader: new in reader.ids)
+        await reader.close()
+        return [number - new for number in reader.ids]
+
+    assert asyncio.run(follow()) == [0]
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_gap_that_nobody_will_fill_is_passed(service: Service) -> None:
     job_id = service.submit()
@@ -393,7 +412,7 @@ def test_no_stream_misses_an_event_of_many_writers(service: Service) -> None:
         thread.join(60)
     stop.set()
     reader.join(60)
-    found += [told.id for _ in range(2) for told in tail.read([]).settled]
+    found += [told.id for _ in range(4) for told in tail.read([]).settled]
     expected = sorted(row.id for job_id in jobs for row in service.events(job_id) if row.id > begin)
     assert found == expected
     assert len(expected) == 4 * 20

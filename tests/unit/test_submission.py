@@ -75,7 +75,7 @@ def test_a_repeat_is_answered_though_its_encoder_is_gone(client: TestClient, ser
 def test_an_artifact(client: TestClient, service: Service, pretrained: str) -> None:
     uri = f"s3://maestro/jobs/{pretrained}/encoder"
     assert probe(client, artifact=uri).json()["spec"]["encoder"]["artifact"] == uri + "/"
-    service.storage.objects["elsewhere", "a/manifest.json"] = manifest_for(service.job(pretrained)).model_dump_json()
+    service.storage.objects["elsewhere", "a/manifest.json"] = manifest_for(service.job(pretrained)).model_dump_json().encode()
     assert probe(client, artifact="s3://elsewhere/a/").status_code == 201
 
 
@@ -231,8 +231,8 @@ def test_a_file(client: TestClient, service: Service, pretrained: str, tmp_path:
 def put(service: Service, prefix: str, config: object, *names: str) -> str:
     """A folder of another library in a bucket that is not ours."""
     for name in names:
-        service.storage.objects["elsewhere", prefix + name] = "weights"
-    service.storage.objects["elsewhere", f"{prefix}config.json"] = json.dumps(config)
+        service.storage.objects["elsewhere", prefix + name] = b"weights"
+    service.storage.objects["elsewhere", f"{prefix}config.json"] = json.dumps(config).encode()
     return f"s3://elsewhere/{prefix}"
 
 
@@ -261,7 +261,7 @@ def test_a_file_of_weights(client: TestClient, service: Service, tmp_path: Path)
     """Only the workers can open it: its model, which the recipe depends on, must be given."""
     uri = "s3://elsewhere/mae/mae_pretrain_vit_base.pth"
     assert "there is no encoder at" in error(probe(client, artifact=uri))[1]
-    service.storage.objects["elsewhere", "mae/mae_pretrain_vit_base.pth"] = "weights"
+    service.storage.objects["elsewhere", "mae/mae_pretrain_vit_base.pth"] = b"weights"
     field, message = error(probe(client, artifact=uri))
     assert (field, "does not say its model here; give model" in message) == ("model", True)
     model = {"model": {"arch": "vit_base_patch16", "image_size": 224, "in_chans": 1}}

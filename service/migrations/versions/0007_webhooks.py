@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -54,11 +54,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
     )
     op.bulk_insert(counters, [{"name": name, "value": 0} for name in COUNTS])
-    op.create_index("ix_jobs_status", "jobs", ["status"])
 
 
 def downgrade() -> None:
-    op.drop_index("ix_jobs_status", "jobs")
     op.drop_table("counters")
     op.drop_table("webhook_deliveries")
     op.drop_table("webhooks")
