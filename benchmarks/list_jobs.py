@@ -69,10 +69,11 @@ def measure(made: Stage, *, sizes: tuple[int, ...], repeats: int) -> Iterator[Js
     """A JSON line for each size; the jobs of one stay for the next."""
     database = Database(made.database_url)
     there = 0
-    with httpx.Client(base_url=made.url, headers={"Authorization": f"Bearer {made.token}"}, trust_env=False, timeout=60) as client:
-        for size in sizes:
-            fill(database, size - there, start=there)
-            there = size
+    for size in sizes:
+        fill(database, size - there, start=there)
+        there = size
+        headers = {"Authorization": f"Bearer {made.token}"}
+        with httpx.Client(base_url=made.url, headers=headers, trust_env=False, timeout=60) as client:
             yield _line(client, size, repeats) | {"device": "cpu", "database": made.database}
     database.close()
 
