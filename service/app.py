@@ -7,15 +7,17 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from service import errors, openapi
-from service.auth import ADMINS, USERS
+from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
 from service.db import Database
 from service.migrations.schema import require_head
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
-from service.routes import catalogue, health, jobs, reports, runs, tokens
+from service.requestlog import RequestLog
+from service.routes import catalogue, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
+from service.telemetry import Telemetry
 
 DRAIN_SECONDS = 3  # streams have no end of their own
 
@@ -37,20 +39,30 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.state.database = Database(settings.database_url.get_secret_value())
     app.state.storage = storage or S3Storage.of(settings)
     app.state.ray = ray or HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
+    app.state.telemetry = Telemetry(app.state.database)
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
     openapi.install(app)
     app.add_middleware(BodyLimit)
-    for router, audience in ((jobs.router, USERS), (runs.router, USERS), (catalogue.router, USERS), (tokens.router, ADMINS)):
+    app.add_middleware(RequestLog, telemetry=app.state.telemetry)
+    audiences = (
+        (jobs.router, USERS),
+        (runs.router, USERS),
+        (catalogue.router, USERS),
+        (webhooks.router, WEBHOOK_OWNERS),
+        (tokens.router, ADMINS),
+    )
+    for router, audience in audiences:
         app.include_router(router, prefix="/v1", dependencies=[Depends(audience)])
     app.include_router(reports.router, prefix="/v1")
     app.include_router(health.router)
+    app.include_router(telemetry.router)
     return app
 
 
 def main() -> None:
     settings = load_settings()
-    configure_logging()
+    configure_logging(settings.log_format)
     app = create_app(settings)
     require_head(app.state.database)
     # one process: SQLite has one writer, and a job's streams poll it

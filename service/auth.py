@@ -11,8 +11,8 @@ from sqlalchemy import select
 
 from service import tokens
 from service.db import Database, utc_now
-from service.errors import Forbidden, NoSuchJob, NotAuthenticated
-from service.models import JobRow
+from service.errors import Forbidden, NoSuchJob, NoSuchWebhook, NotAuthenticated
+from service.models import JobRow, WebhookRow
 from service.settings import Settings
 from service.tokens import Role
 from workers.contract import attempt_token
@@ -50,9 +50,8 @@ class Audience:
         needed = self.role_for(request.method)
         if not caller.role.includes(needed):
             raise Forbidden(f"This takes a token of the role {needed}, and {caller.shown} is a {caller.role}'s.")
-        job_id = request.path_params.get("job_id")
-        if job_id is not None and caller.project is not None:
-            _require_job_of(request.app.state.database, caller.project, job_id)
+        if caller.project is not None:
+            _require_own(request, caller.project)
         return caller
 
     def role_for(self, method: str) -> Role:
@@ -60,6 +59,7 @@ class Audience:
 
 
 USERS = Audience(reading=Role.READER, writing=Role.SUBMITTER)
+WEBHOOK_OWNERS = Audience(reading=Role.SUBMITTER, writing=Role.SUBMITTER)  # receivers' addresses are often secrets
 ADMINS = Audience(reading=Role.ADMIN, writing=Role.ADMIN)
 
 
@@ -75,12 +75,26 @@ def _caller(request: Request, token: str) -> Caller:
     return Caller(tokens.prefix_of(row.id), f"The token {tokens.prefix_of(row.id)}…", Role(row.role), row.project)
 
 
-def _require_job_of(database: Database, project: str, job_id: str) -> None:
-    """Here, so that no route can forget it. A job never changes its project."""
-    with database.read() as session:
-        found = session.scalar(select(JobRow.project).where(JobRow.id == job_id, JobRow.deleted_at.is_(None)))
-    if found != project:
-        raise NoSuchJob(job_id)
+def _require_own(request: Request, project: str) -> None:
+    """What the path names belongs to the project. Here, so that no route can forget it. Nothing ever changes its project."""
+    database: Database = request.app.state.database
+    for name, table, error in (("job_id", JobRow, NoSuchJob), ("webhook_id", WebhookRow, NoSuchWebhook)):
+        named = request.path_params.get(name)
+        if named is None:
+            continue
+        with database.read() as session:
+            query = select(table.project).where(table.id == named)
+            found = session.scalar(query.where(JobRow.deleted_at.is_(None)) if table is JobRow else query)
+        if found != project:
+            raise error(named)
+
+
+def require_scraper(request: Request, credentials: Credentials) -> None:
+    """Who may read the figures for Prometheus: the token that a setting names, and admins."""
+    settings: Settings = request.app.state.settings
+    expected = settings.metrics_token
+    if credentials is None or expected is None or not same_secret(credentials.credentials, expected.get_secret_value()):
+        ADMINS(request, credentials)
 
 
 def same_secret(given: str, expected: str) -> bool:

@@ -142,11 +142,18 @@ class MaestroClient:
                 raise self._unreachable(trouble) from trouble
             self._sleep(1.0)
 
-    def metrics(self, job: str, *, names: Sequence[str] = (), max_points: int | None = None) -> Json:
+    def metrics(
+        self,
+        job: str,
+        *,
+        names: Sequence[str] = (),
+        max_points: int | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> Json:
         """`{name: {"steps": […], "values": […]}}`."""
-        params: dict[str, str | int] = {"names": ",".join(names)} if names else {}
-        if max_points is not None:
-            params["max_points"] = max_points
+        limits = {"max_points": max_points, "from_step": from_step, "to_step": to_step}
+        params = ({"names": ",".join(names)} if names else {}) | {name: str(limit) for name, limit in limits.items() if limit is not None}
         series: Json = self._json("GET", _path(job, "metrics"), params=params)["series"]
         return series
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from service import endings, leases, policy
 from service.actions import Actions
+from service.counters import Count, Tally
 from service.db import Database, utc_now
 from service.deletion import Deleter
 from service.errors import RayUnreachable, StorageUnreachable
@@ -17,11 +18,13 @@ from service.leases import Claimed, LeaseLost
 from service.lifecycle import Overtaken
 from service.migrations.schema import require_head
 from service.models import AttemptRow, JobRow
-from service.processlog import configure_logging
+from service.processlog import about, configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.reconciler import Reconciler
+from service.sender import Sender
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
+from service.thinning import Thinning
 from service.world import World
 from workers.contract import STORAGE_PATIENCE_SECONDS, Condition, DesiredState, JobStatus, Reason
 
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ERROR_SECONDS = 10.0
 _MANY = 10  # runs, from which on one answer for all is cheaper than one for each: or a tenth of all that Ray knows, old ones too
+STORE_SECONDS = 10.0  # between two looks at what was counted
 LINE_SECONDS = 1.0  # between two looks at those who wait for devices
 
 
@@ -44,10 +48,12 @@ class Dispatcher:
         self._settings = settings
         self._clock = clock
         self._actions = Actions(database, storage, ray, settings, clock=clock)
-        self._reconciler = Reconciler(database, ray, settings, clock=clock)
+        self.tally = Tally()
+        self._reconciler = Reconciler(database, ray, settings, tally=self.tally, clock=clock)
+        self._thinning = Thinning(database, settings, clock=clock)
         self._deleter = Deleter(database, storage, clock=clock)
         self._owner = leases.owner_name(self)
-        self._line_at = clock()
+        self._line_at = self._store_at = clock()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -64,7 +70,9 @@ class Dispatcher:
                     has_begun = True
                 self.tick()
                 self._reconciler.sweep_when_due()
+                self._thinning.sweep_when_due()
                 self._deleter.sweep_when_due()
+                self._store_counts_when_due()
                 pause = self._settings.poll_seconds
             except Exception:
                 pause = min(pause * 2, ERROR_SECONDS)
@@ -72,6 +80,13 @@ class Dispatcher:
             self._stopping.wait(pause)
         with self._database.write() as session:
             leases.release_all(session, self._owner)
+        self.tally.store(self._database)
+
+    def _store_counts_when_due(self) -> None:
+        now = self._clock()
+        if now >= self._store_at:
+            self._store_at = now + timedelta(seconds=STORE_SECONDS)
+            self.tally.store(self._database)
 
     def _release_dead(self) -> None:
         with self._database.write() as session:
@@ -96,10 +111,12 @@ class Dispatcher:
             claimed = leases.claim(session, owner=self._owner, now=now, seconds=self._settings.lease_seconds, also=admitted)
         if sum(one.attempt is not None and one.attempt.ended_at is None for one in claimed) >= max(_MANY, self._reconciler.num_known // 10):
             world.look_at_all()
+        self.tally.add(Count.CLAIMS, len(claimed))
         for one in claimed:
             if self._stopping.is_set():
                 break  # `run` releases the other leases
-            self._drive(one, world)
+            with about(job=one.job.id, attempt=one.job.attempt or None):
+                self._drive(one, world)
         self._actions.release_unchanged()
         return len(claimed)
 
@@ -118,6 +135,7 @@ class Dispatcher:
                 log.exception("job %s: this look failed; the next one comes in %.0f s", job_id, ERROR_SECONDS)
                 self._actions.apply(claimed, lambda session, now: None, seconds=ERROR_SECONDS)
         except LeaseLost as error:
+            self.tally.add(Count.LEASES_LOST)
             log.warning("job %s: the lease was lost, what was done is discarded: %s", job_id, error)
 
     def _decide(self, claimed: Claimed, world: World) -> policy.Decision:
@@ -159,16 +177,23 @@ class Dispatcher:
 
 def main() -> None:
     settings = load_settings()
-    configure_logging()
+    configure_logging(settings.log_format)
     database = Database(settings.database_url.get_secret_value())
     require_head(database)
     storage = S3Storage.of(settings)
     ray = HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     dispatcher = Dispatcher(database, storage, ray, settings)
+    sender = Sender(database, settings, tally=dispatcher.tally)
+    sending = threading.Thread(target=sender.run, name="webhooks")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: dispatcher.stop())
     log.info("dispatching for %s", settings.ray_url)
-    dispatcher.run()
+    sending.start()
+    try:
+        dispatcher.run()
+    finally:
+        sender.stop()
+    sending.join()
     ray.close()
     database.close()
 

@@ -5,7 +5,8 @@ Problem
 ├── NotAuthenticated      401
 ├── Forbidden             403
 ├── NotFound              404
-│   └── NoSuchJob              also where it is another project's
+│   ├── NoSuchJob              also where it is another project's
+│   └── NoSuchWebhook          the same
 ├── Conflict              409
 │   └── StaleAttempt           a report of an attempt that is not the job's current one
 ├── PreconditionFailed    412  the thing was changed since it was read
@@ -89,6 +90,13 @@ class NoSuchJob(NotFound):
         super().__init__(f"There is no job {job_id[:_SHOWN]}.")
 
 
+class NoSuchWebhook(NotFound):
+    """There is no such webhook in the caller's project."""
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"There is no webhook {webhook_id}.")
+
+
 class Conflict(Problem):
     """The thing is not in a state that allows this."""
 
@@ -160,7 +168,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _on_database)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 def spec_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -247,6 +254,6 @@ def _on_database(request: Request, error: Exception) -> JSONResponse:
     return _on_problem(request, Unavailable("The database does not answer now; try again."))
 
 
-def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    # Starlette logs the traceback itself; nothing of it is for the client
+def unexpected() -> JSONResponse:
+    """The answer to an error of our own: nothing of it is for the client."""
     return _problem(status=500, type=Problem.type, title=Problem.title, detail="An error in MAEstro itself; it is in the API's log.")

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from service import outbox
 from service.db import Database
 from service.errors import NoSuchJob, Problem
 from service.jsonable import jsonable
@@ -26,7 +27,9 @@ AUTHORIZED_SECONDS = 15.0  # a token that is revoked ends its streams so much la
 
 
 def append(session: Session, job_id: str, type: EventType, data: dict[str, Any], *, at: datetime, attempt: int | None = None) -> None:
-    session.add(EventRow(job_id=job_id, type=type, at=at, attempt=attempt, data=jsonable(data)))
+    row = EventRow(job_id=job_id, type=type, at=at, attempt=attempt, data=jsonable(data))
+    session.add(row)
+    outbox.note(session, row)
 
 
 def list_after(session: Session, job_id: str, *, after: int, limit: int) -> list[EventView]:

@@ -11,7 +11,7 @@ from service.artifacts import job_prefix
 from service.errors import NotFound, RayUnreachable, StorageUnreachable
 from service.models import AttemptRow
 from service.ray_jobs import RayJobs
-from service.storage import ObjectNotFound, Storage, StoredObject
+from service.storage import PAGE, ObjectNotFound, Storage, StoredObject
 from workers.contract import DRIVER, log_chunk, log_offset, log_prefix
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def complete(ray: RayJobs, storage: Storage, attempt: AttemptRow) -> StoredObjec
         if text[begin:]:
             storage.put_bytes(log_chunk(kept.prefix, begin), text[begin:])
         if attempt.number > KEPT_ATTEMPTS:
-            storage.delete_all(log_prefix(job_prefix(attempt.job_id), attempt.number - KEPT_ATTEMPTS))
+            old = storage.list(log_prefix(job_prefix(attempt.job_id), attempt.number - KEPT_ATTEMPTS), limit=PAGE)
+            storage.delete([found.key for found in old])
         num_bytes = sum(list_workers(storage, attempt).values())
     except (RayUnreachable, StorageUnreachable, ObjectNotFound) as error:
         log.warning("the log of %s is not complete: %s", attempt.submission_id, error)

@@ -1,6 +1,6 @@
 """The tables. Small status, rich reason; what the user wants is a column apart from where the job is."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, text
@@ -19,7 +19,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar = {datetime: UtcDateTime(), dict[str, Any]: JsonValue(), dict[str, str]: JsonValue()}
+    type_annotation_map: ClassVar = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: JsonValue(),
+        dict[str, str]: JsonValue(),
+        list[str]: JsonValue(),
+    }
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -161,7 +166,9 @@ class EventRow(Base):
 
 
 class MetricBatchRow(Base):
-    """One report's points as received. A report without points has a row too: its key is what makes a repeat change nothing."""
+    """The points of one report (level 0: all its columns are in `points`), or of all from `first_sequence` to `sequence`, merged: then its
+    columns are rows of `metric_columns`. A report without points has a row, too: its key is what makes a repeat change nothing.
+    """
 
     __tablename__ = "metric_batches"
     __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
@@ -170,9 +177,40 @@ class MetricBatchRow(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    points: Mapped[dict[str, Any] | None]
+    first_sequence: Mapped[int] = mapped_column(BigInteger)
+    level: Mapped[int] = mapped_column(Integer)
+    num_points: Mapped[int] = mapped_column(Integer)  # of all its series
     first_step: Mapped[int | None] = mapped_column(BigInteger)
-    last_step: Mapped[int | None] = mapped_column(BigInteger)
+    points: Mapped[bytes | None]
+
+
+class MetricColumnRow(Base):
+    """One series of a large batch, as `service.columns` writes it."""
+
+    __tablename__ = "metric_columns"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
+
+    job_id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
+    name: Mapped[str] = mapped_column(CleanString(100), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    incarnation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    first_step: Mapped[int] = mapped_column(BigInteger)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    data: Mapped[bytes]
+
+
+class MetricSummaryRow(Base):
+    """A job's series as a whole. `version` grows with each change; `is_whole` until they are thinned."""
+
+    __tablename__ = "metric_summaries"
+    __table_args__ = (Index("ix_metric_summaries_changed_on", "changed_on", **_where("is_whole")),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    names: Mapped[list[str]]
+    version: Mapped[int] = mapped_column(BigInteger)
+    changed_on: Mapped[date]
+    is_whole: Mapped[bool]
 
 
 class ArtifactRow(Base):
@@ -204,3 +242,54 @@ class TokenRow(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  # to the minute
+
+
+class WebhookRow(Base):
+    """Where events are sent. Its secret is derived from its id. project None: events of all projects."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    url: Mapped[str] = mapped_column(CleanString(2000))
+    project: Mapped[str | None] = mapped_column(CleanString(64))
+    events: Mapped[str] = mapped_column(CleanString(20))
+    is_enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(CleanText)
+    created_at: Mapped[datetime]
+    failing_since: Mapped[datetime | None]  # None: the last try succeeded, or there was none
+
+
+class DeliveryRow(Base):
+    """One event on its way to one webhook. No foreign keys: a webhook that is deleted meanwhile must fail no job's transaction."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due_at", "due_at", **_where("due_at IS NOT NULL")),
+        Index("ix_webhook_deliveries_finished_at", "finished_at", **_where("finished_at IS NOT NULL")),
+    )
+
+    webhook_id: Mapped[str] = mapped_column(CleanString(20), primary_key=True)
+    event_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(CleanString(40))
+    type: Mapped[str] = mapped_column(CleanString(40))
+    payload: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(CleanString(20))
+    created_at: Mapped[datetime]
+    due_at: Mapped[datetime | None]  # of those that are pending
+    give_up_at: Mapped[datetime]  # a try that fails after this was the last
+    finished_at: Mapped[datetime | None]
+    num_tries: Mapped[int] = mapped_column(Integer, default=0)
+    tried_at: Mapped[datetime | None]
+    status_code: Mapped[int | None] = mapped_column(Integer)
+    detail: Mapped[str | None] = mapped_column(CleanText)  # why the last try failed
+    lease_token: Mapped[str | None] = mapped_column(CleanString(40))
+    lease_expires_at: Mapped[datetime | None]
+
+
+class CounterRow(Base):
+    """How often something has happened, in all dispatchers."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(CleanString(60), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)

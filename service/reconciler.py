@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
+from service.counters import Count, Tally
 from service.db import Database
 from service.errors import RayUnreachable
 from service.launches import DEPLOYMENT, deployment_of
@@ -21,8 +22,9 @@ SWEEP_SECONDS = 30.0
 class Reconciler:
     """Compares what runs in Ray with the attempts that are under way. Another service's Ray jobs have another label."""
 
-    def __init__(self, database: Database, ray: RayJobs, settings: Settings, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, ray: RayJobs, settings: Settings, *, tally: Tally, clock: Callable[[], datetime]) -> None:
         self._database = database
+        self._tally = tally
         self._ray = ray
         self._deployment = deployment_of(settings)
         self._clock = clock
@@ -50,4 +52,5 @@ class Reconciler:
         for name in sorted(orphans & self._suspects):
             log.warning("stopping %s: it runs in Ray, and no attempt is under way for it", name)
             self._ray.stop(name)
+            self._tally.add(Count.ORPHANS_STOPPED)
         self._suspects = orphans

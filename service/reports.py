@@ -24,6 +24,7 @@ from workers.contract import (
     Event,
     EventType,
     JobStatus,
+    Origin,
     Reason,
     Report,
     ReportAnswer,
@@ -45,13 +46,14 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             raise NotFound(f"Job {job_id} has no attempt {attempt_number}.")
         if job.attempt != attempt_number or attempt.ended_at is not None or JobStatus(job.status).is_terminal:
             raise StaleAttempt(f"Attempt {attempt_number} of job {job_id} is over; its workers should stop.")
-        _check(report)  # only now: an attempt that is over is to stop, whatever it says
+        _check(report, attempt_number)  # only now: an attempt that is over is to stop, whatever it says
         is_elastic = (job.max_cpus, job.max_gpus) != (job.num_cpus, job.num_gpus)
         answer = ReportAnswer(desired_state=_wanted(job), may_grow=is_elastic and not _anyone_waits(session))
         attempt.last_report_at = now = utc_now()
         if report.points is None and not report.events and report.progress is None:
             return answer  # it only says that the workers live
-        key = {"attempt": attempt_number, "incarnation": report.incarnation, "sequence": report.sequence}
+        told_by = report.origin or Origin(attempt=attempt_number, incarnation=report.incarnation, sequence=report.sequence)
+        key = told_by.model_dump()
         if not metrics.append(session, job_id, points=report.points, **key):
             return answer
         is_newest = attempt.incarnation is None or report.incarnation >= attempt.incarnation
@@ -72,12 +74,14 @@ def _wanted(job: JobRow) -> DesiredState:
     return DesiredState.PAUSE if why_it_ends(job) is Reason.TIME_LIMIT_REACHED else DesiredState(job.desired_state)
 
 
-def _check(report: Report) -> None:
+def _check(report: Report, attempt_number: int) -> None:
     """Conflict or Invalid for a report that cannot be taken from anybody."""
     if report.contract != CONTRACT_VERSION:
         raise Conflict(
             f"The report has contract version {report.contract}, this service {CONTRACT_VERSION}: install the same on all hosts."
         )
+    if report.origin is not None and (report.origin.attempt >= attempt_number or report.events or report.progress is not None):
+        raise Invalid("origin", "it is for an earlier attempt's points, alone in their report")
     for event in report.events:
         if event.type not in WORKER_EVENTS:
             raise Invalid("events", f"{event.type} is not for workers to tell")

@@ -6,6 +6,8 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.processlog import LogFormat
+
 _PREFIX = "MAESTRO_"
 
 
@@ -42,6 +44,9 @@ class Settings(BaseSettings):
     sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
 
     log_quota_mb: int = Field(default=512, ge=8, description="Set it to the most megabytes that are kept of what one job prints.")
+    metrics_whole_days: int = Field(
+        default=90, ge=1, description="Set it to the days after which the series of an ended job are thinned to 10,000 points each."
+    )
 
     poll_seconds: float = Field(default=0.25, gt=0, le=5, description="Set it to the dispatcher's pause between looks at the queue.")
     line_patience_seconds: float = Field(
@@ -51,6 +56,14 @@ class Settings(BaseSettings):
     retry_backoff_seconds: float = Field(default=2.0, ge=0, description="Set it to the pause before a second attempt.")
     stop_grace_seconds: float = Field(default=20.0, ge=0, description="Set it to the time a cancelled run has to stop by itself.")
     pause_grace_seconds: float = Field(default=600.0, ge=0, description="Set it to the time a paused run has to save its training state.")
+
+    log_format: LogFormat = Field(default="text", description="Set it to json for logs that programs read.")
+    metrics_token: SecretStr | None = Field(
+        default=None, min_length=20, description="Set it to 20 or more random characters, with which Prometheus reads /metrics."
+    )
+    webhooks_to_private_addresses: bool = Field(
+        default=False, description="Set it to true where webhooks may reach this machine and its own networks, and without https."
+    )
 
     @field_validator("database_url")
     @classmethod

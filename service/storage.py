@@ -52,9 +52,6 @@ class Storage(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """At most PAGE keys. Those that are not there are no error."""
 
-    def delete_all(self, prefix: str) -> None:
-        """All objects below a prefix, page by page."""
-
     def presign(self, key: str) -> str: ...
 
 
@@ -129,10 +126,6 @@ class S3Storage:
         for error in answer.get("Errors", []):
             if error.get("Code") not in _MISSING:
                 raise StorageUnreachable(f"Object storage {self._place} does not delete {error.get('Key')}: {error.get('Code')}.")
-
-    def delete_all(self, prefix: str) -> None:
-        while keys := [item.key for item in self.list(prefix, limit=PAGE)]:
-            self.delete(keys)
 
     def presign(self, key: str) -> str:
         """An address that gives the object to whoever has it, for an hour; of the name by which users reach the store."""

@@ -10,8 +10,10 @@ from sqlalchemy import Row
 
 from service import conditions
 from service.db import utc_now
-from service.models import ArtifactRow, EventRow, JobRow, TokenRow
+from service.deliveries import DeliveryStatus
+from service.models import ArtifactRow, DeliveryRow, EventRow, JobRow, TokenRow, WebhookRow
 from service.tokens import Role, prefix_of
+from service.webhooks import WebhookEvents
 from workers.contract import REASON_RULES, Condition, DesiredState, JobStatus, Reason, RunProgress
 
 
@@ -160,6 +162,56 @@ class NewTokenView(TokenView):
 
 class TokenList(View):
     tokens: list[TokenView]
+
+
+class WebhookView(View):
+    """project None: events of all projects. failing_since: since when no try has succeeded."""
+
+    id: str
+    url: str
+    project: str | None
+    events: WebhookEvents
+    enabled: bool
+    disabled_reason: str | None
+    created_at: datetime
+    failing_since: datetime | None
+
+    @classmethod
+    def of(cls, row: WebhookRow) -> Self:
+        return cls(enabled=row.is_enabled, **{name: getattr(row, name) for name in WebhookView.model_fields if name != "enabled"})
+
+
+class NewWebhookView(WebhookView):
+    secret: str
+
+
+class WebhookList(View):
+    webhooks: list[WebhookView]
+
+
+class DeliveryView(View):
+    """One event for one webhook. `status_code` and `detail`: of the last try."""
+
+    event_id: int
+    job_id: str
+    type: str
+    status: DeliveryStatus
+    created_at: datetime
+    due_at: datetime | None
+    finished_at: datetime | None
+    num_tries: int
+    tried_at: datetime | None
+    status_code: int | None
+    detail: str | None
+
+    @classmethod
+    def of(cls, row: DeliveryRow) -> Self:
+        return cls.model_validate(row)
+
+
+class DeliveryPage(View):
+    deliveries: list[DeliveryView]
+    next_before: int | None
 
 
 class Readiness(View):

@@ -15,7 +15,7 @@ CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplej
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
     *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
-    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil"),
+    *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
@@ -35,7 +35,8 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("workers.contract", CONTROL, SPECS),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
     ("service.client_errors", {"httpx"}, set()),
-    ("service.client", {"httpx"}, {"service.client_errors", "workers.contract", "mae_core.exports.formats"}),
+    ("service.client_logs", set(), {"service.client", "workers.contract"}),
+    ("service.client", {"httpx"}, {"service.client_errors", "service.client_logs", "workers.contract", "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
     ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
     ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
@@ -50,6 +51,7 @@ ONLY_BY = {
 USER_SIDE = (
     "service.client",
     "service.client_errors",
+    "service.client_logs",
     "service.cli",
     "service.console",
     "service.demo",

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
 
 from mae_core.config import RunSpec
 from mae_core.exports.formats import ExportFormat, ExportOutcome
@@ -23,6 +23,7 @@ ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver
 STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 that ends an attempt
 MAX_INTEGER = 2**63 - 1  # what a database column holds
 MAX_POINTS = 1000  # steps in one report
+MAX_SERIES = 64  # in one report
 KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
 DRIVER = "driver"  # among the logs of an attempt: the others are named by their ranks
 MAX_EVENTS = 100  # events in one report
@@ -251,13 +252,17 @@ def attempt_token(secret_key: str, job: str, attempt: int) -> str:
     return hmac.new(secret_key.encode(), f"attempt:{job}:{attempt}".encode(), hashlib.sha256).hexdigest()
 
 
+SeriesName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./:-]{1,100}$")]
+SeriesValues = Annotated[list[float | None], Field(max_length=MAX_POINTS), FailFast()]  # one error is told, not one for each value
+
+
 class Points(Strict):
     """Some points of the metric series, by column: `series[name][i]` belongs to `steps[i]`. NaN and infinity travel as strings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
 
-    steps: list[Annotated[int, Field(ge=0, le=MAX_INTEGER)]] = Field(max_length=MAX_POINTS)
-    series: dict[str, list[float | None]] = Field(max_length=64)
+    steps: Annotated[list[Annotated[int, Field(ge=0, le=MAX_INTEGER)]], Field(max_length=MAX_POINTS), FailFast()]
+    series: dict[SeriesName, SeriesValues] = Field(max_length=MAX_SERIES)
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
@@ -288,8 +293,19 @@ class RunProgress(Strict):
     loss: float | None = None
 
 
+class Origin(Strict):
+    """By which attempt, and as which of its reports, points were told first."""
+
+    attempt: int = Field(ge=1, le=MAX_INTEGER)
+    incarnation: int = Field(ge=0, le=MAX_INTEGER)
+    sequence: int = Field(ge=0, le=MAX_INTEGER)
+
+
 class Report(Strict):
-    """One message from rank 0 (or the driver, when the run failed). `sequence` counts from 0 within an incarnation."""
+    """One message from rank 0 (or the driver, when the run failed). `sequence` counts from 0 within an incarnation.
+
+    The first step that an incarnation tells of says where it has taken up the run: what earlier ones told of later steps is taken back.
+    """
 
     contract: int = CONTRACT_VERSION
     incarnation: int = Field(
@@ -297,6 +313,7 @@ class Report(Strict):
     )
     sequence: int = Field(ge=0, le=MAX_INTEGER)
     points: Points | None = None
+    origin: Origin | None = Field(default=None, description="of points that an earlier attempt left behind; an own report has none")
     events: list[Event] = Field(default=[], max_length=MAX_EVENTS)
     progress: RunProgress | None = None
 

@@ -24,6 +24,7 @@ from workers.contract import (
     DesiredState,
     Event,
     EventType,
+    Origin,
     Points,
     Report,
     ReportAnswer,
@@ -147,7 +148,14 @@ class Reporter:
                 with contextlib.suppress(ValidationError):
                     report = Report.model_validate_json(path.read_bytes())
                     with self._spooling:
-                        own = {"incarnation": self._incarnation, "sequence": self._sequence, "events": [], "progress": None}
+                        told_by = report.origin or Origin(attempt=int(number), incarnation=report.incarnation, sequence=report.sequence)
+                        own = {
+                            "incarnation": self._incarnation,
+                            "sequence": self._sequence,
+                            "events": [],
+                            "progress": None,
+                            "origin": told_by,
+                        }
                         if report.points is not None:
                             self._write(report.model_copy(update=own).model_dump_json().encode())
                 path.unlink(missing_ok=True)

@@ -245,7 +245,8 @@ class Leader(Follower):
 
     def __init__(self, order: WorkOrder, seat: Seat, stack: ExitStack, signals: Signals, times: Mapping[str, str]) -> None:
         self._times = {**times, "worker_started_at": datetime.now(UTC).isoformat()}
-        self.incarnation = time.time_ns() // 1_000_000
+        placed_at = datetime.fromisoformat(times["workers_placed_at"])  # by the driver's clock, which is that of all starts of an attempt
+        self.incarnation = int(placed_at.timestamp() * 1000)
         self.reporter = Reporter(order, self.incarnation)
         stack.callback(self.reporter.close, 5.0)  # after a failure; a run that ends well has closed it before
         super().__init__(order, seat, stack, signals)

@@ -10,9 +10,10 @@ from starlette.concurrency import run_in_threadpool
 
 from service import artifacts, events, jobs, logs, metrics
 from service.auth import USERS, Credentials
+from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
 from service.models import AttemptRow
-from service.routes.answers import PROBLEMS, answer
+from service.routes.answers import NOT_MODIFIED, PROBLEMS, answer
 from service.routes.state import DatabaseDep, RayDep, StorageDep
 from service.views import ArtifactList, EventPage, LogList, LogView, MetricsView
 from workers.contract import DRIVER, MAX_INTEGER
@@ -53,22 +54,29 @@ def _event_page(database: DatabaseDep, job_id: str, after: int, limit: int) -> R
     return answer(EventPage(events=found, next_after=found[-1].id if found else after))
 
 
-@router.get("/metrics", response_model=MetricsView)
+@router.get("/metrics", response_model=MetricsView, responses=NOT_MODIFIED)
 def read_metrics(
     job_id: str,
     database: DatabaseDep,
     names: Annotated[str | None, Query(description="comma-separated; all where it is left out")] = None,
-    max_points: Annotated[int, Query(ge=1, le=metrics.MAX_MAX_POINTS)] = metrics.DEFAULT_MAX_POINTS,
+    from_step: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
+    to_step: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = MAX_INTEGER,
+    max_points: Annotated[int, Query(ge=MIN_MAX_POINTS, le=metrics.MAX_MAX_POINTS)] = metrics.DEFAULT_MAX_POINTS,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The series of the run, each at most `max_points` long, with no spike and no NaN lost. NaN and infinity are strings."""
-    wanted = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    wanted = None if names is None else {name.strip() for name in names.split(",")}
     with database.read() as session:
         jobs.find(session, job_id)
-        return answer(MetricsView(series=metrics.read(session, job_id, names=wanted, max_points=max_points)))
+        headers = {"ETag": f'W/"{metrics.version(session, job_id)}"'}
+        if headers["ETag"] in [tag.strip() for tag in (if_none_match or "").split(",")]:
+            return Response(status_code=304, headers=headers)
+        series = metrics.read(session, job_id, names=wanted, from_step=from_step, to_step=to_step, max_points=max_points)
+    return answer(MetricsView(series=series), headers=headers)
 
 
 @router.get("/logs", response_class=PlainTextResponse, responses={200: {"headers": _LOG_HEADERS}})
-def read_log(
+def read_logs(
     job_id: str,
     database: DatabaseDep,
     storage: StorageDep,

@@ -8,6 +8,7 @@ from service.db import Database
 from service.ray_jobs import RayJobs
 from service.settings import Settings
 from service.storage import Storage
+from service.telemetry import Telemetry
 
 
 def _database(request: Request) -> Database:
@@ -30,7 +31,13 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _telemetry(request: Request) -> Telemetry:
+    telemetry: Telemetry = request.app.state.telemetry
+    return telemetry
+
+
 DatabaseDep = Annotated[Database, Depends(_database)]
 StorageDep = Annotated[Storage, Depends(_storage)]
 RayDep = Annotated[RayJobs, Depends(_ray)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]

@@ -27,7 +27,7 @@ def check_job(
     undisturbed: Mapping[int, float] | None = None,
     exact: bool = True,
     ray_forgot: bool = False,
-    seconds: float = 240,
+    seconds: float = 600,
 ) -> Json:
     """Waits for the job's end, and answers its view when everything is as it must be.
 

@@ -1,6 +1,7 @@
 """An attempt that was taken for dead comes back while its successor trains: it is told to stop, and harms nothing."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -43,9 +44,11 @@ def freeze(service: LiveService, job: str) -> list[psutil.Process]:
     """Stops (SIGSTOP) all that belongs to the run, and kills Ray's own supervisor of it: for Ray, and so for the service, it is dead."""
     [driver] = drivers(service.run, job)
     supervisor = next(parent for parent in driver.parents() if "JobSupervisor" in parent.name() + "".join(parent.cmdline()))
-    family = [*supervisor.children(recursive=True), *train_workers(service.run)]
-    for process in family:
-        process.suspend()
+    family = []
+    for process in (*supervisor.children(recursive=True), *train_workers(service.run)):
+        with suppress(psutil.NoSuchProcess):  # a shell command of a library's, which has ended meanwhile
+            process.suspend()
+            family.append(process)
     supervisor.kill()
     return family
 

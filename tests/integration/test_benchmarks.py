@@ -13,11 +13,14 @@ from benchmarks import (
     embed,
     export,
     images,
+    ingest,
     list_jobs,
     reattach,
     recover,
+    series,
     start_up,
     submit,
+    told,
     train_step,
 )
 from mae_core.options import ARCH_SIZES, ModelConfig
@@ -122,7 +125,9 @@ def test_cheap_pretraining(data_dir: Path, tmp_path: Path, monkeypatch: pytest.M
 def on_stand_in(request: pytest.FixtureRequest, seaweedfs: Seaweedfs, run_mark: str, tmp_path: Path) -> Iterator[Stage]:
     """A service on the stand-in of Ray's Jobs API."""
     postgres = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    with stage(tmp_path, storage=seaweedfs, postgres=postgres, run=run_mark, num_cpus=dispatch.NUM_CPUS) as made:
+    with stage(
+        tmp_path, storage=seaweedfs, postgres=postgres, run=run_mark, num_cpus=dispatch.NUM_CPUS, secret_key=told.SECRET_KEY
+    ) as made:
         yield made
 
 
@@ -138,6 +143,20 @@ def test_dispatch(on_stand_in: Stage) -> None:
     assert 0 < line["from_attempt_created"]["p95"] < line["value"]
     assert line["p50"] <= line["value"]
     assert len(on_stand_in.ray.history()) == 3  # those that do not fit were not submitted
+
+
+def test_ingest(on_stand_in: Stage) -> None:
+    line = ingest.measure(on_stand_in, num_steps=2, num_reports=33)
+    assert (line["points_per_report"], line["num_reports"], line["database"]) == (10, 4 * 33, on_stand_in.database)
+    assert line["value"] == pytest.approx(10 * line["reports_per_second"], rel=0.01)
+    assert 0 < line["seconds_per_report"]["p50"] <= line["seconds_per_report"]["p95"]
+
+
+def test_series(on_stand_in: Stage) -> None:
+    line = series.measure(on_stand_in, num_reports=2, num_reads=2, max_points=100)
+    assert (line["num_points"], line["num_series"], line["database"]) == (2000, 5, on_stand_in.database)
+    assert 0 < line["p50"] <= line["value"]
+    assert line["bytes"] < 100 * 40
 
 
 def test_list_jobs(on_stand_in: Stage) -> None:

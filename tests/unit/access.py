@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from starlette.routing import BaseRoute
 
 from service import tokens
-from service.auth import Audience, require_attempt_token
+from service.auth import ADMINS, Audience, require_attempt_token, require_scraper
 from service.db import utc_now
 from service.models import TokenRow
 from service.tokens import Role
@@ -30,7 +30,8 @@ class Route(NamedTuple):
 
     def filled(self, job_id: str) -> str:
         """Its address; a parameter that is not known here is a route that this test must learn about."""
-        return self.path.replace("{name:path}", "{name}").format(job_id=job_id, attempt=1, name="encoder/a.txt", token_id="none")
+        others = {"attempt": 1, "name": "encoder/a.txt", "token_id": "none", "webhook_id": "none", "event_id": 1}
+        return self.path.replace("{name:path}", "{name}").format(job_id=job_id, **others)
 
 
 def routes_of(routes: Iterable[BaseRoute]) -> Iterator[Route]:
@@ -52,7 +53,7 @@ def routes(client: TestClient) -> list[Route]:
 
 def _audience(shown: str, dependant: Dependant | None) -> Audience | str:
     calls = [item.call for item in dependant.dependencies] if dependant is not None else []
-    audiences = {call for call in calls if isinstance(call, Audience)}
+    audiences = {ADMINS if call is require_scraper else call for call in calls if isinstance(call, Audience) or call is require_scraper}
     if require_attempt_token in calls and not audiences:
         return WORKERS
     if require_attempt_token in calls or len(audiences) != 1:

@@ -42,12 +42,6 @@ class FakeStorage:
         self._reach()
         self.objects[self.bucket, key] = body
 
-    def delete_all(self, prefix: str) -> None:
-        self._reach()
-        self.objects = {
-            (bucket, key): body for (bucket, key), body in self.objects.items() if bucket != self.bucket or not key.startswith(prefix)
-        }
-
     def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
         self._reach()
         found = [(key, body) for (own, key), body in self.objects.items() if own == (bucket or self.bucket) and key.startswith(prefix)]

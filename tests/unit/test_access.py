@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
 from service import artifacts
-from service.auth import ADMINS, USERS, Audience, require_attempt_token
+from service.auth import ADMINS, USERS, WEBHOOK_OWNERS, Audience, require_attempt_token
 from service.db import utc_now
 from service.tokens import Role
 from tests.unit.access import PUBLIC, WORKERS, Route, bearer, expired, make_token, revoked, routes, routes_of, token_id
@@ -43,8 +43,14 @@ def test_every_route_says_whom_it_is_for(client: TestClient) -> None:
     assert {path for path, audience in audiences.items() if audience == WORKERS} == {"POST /v1/jobs/{job_id}/attempts/{attempt}/reports"}
     assert {path for path, audience in audiences.items() if audience is ADMINS} == {
         *("POST /v1/tokens", "GET /v1/tokens", "DELETE /v1/tokens/{token_id}"),
+        "GET /metrics",
     }
-    assert {audience for audience in audiences.values() if audience not in (None, WORKERS, ADMINS)} == {USERS}
+    assert {path for path, audience in audiences.items() if audience is WEBHOOK_OWNERS} == {
+        *("POST /v1/webhooks", "GET /v1/webhooks", "GET /v1/webhooks/{webhook_id}"),
+        *("PATCH /v1/webhooks/{webhook_id}", "DELETE /v1/webhooks/{webhook_id}", "GET /v1/webhooks/{webhook_id}/deliveries"),
+        "POST /v1/webhooks/{webhook_id}/deliveries/{event_id}/redeliver",
+    }
+    assert {audience for audience in audiences.values() if audience not in (None, WORKERS, ADMINS, WEBHOOK_OWNERS)} == {USERS}
 
 
 @pytest.mark.parametrize("dependencies", [[], [Depends(require_attempt_token), Depends(USERS)], [Depends(USERS), Depends(ADMINS)]])
@@ -118,7 +124,7 @@ def test_a_role_may_do_what_its_routes_say_and_no_more(client: TestClient, servi
             assert f"is a {role}'s" in answer.json()["detail"]
         else:
             assert answer.status_code in (*ANSWERED, 404, 422, 503), (route, answer.status_code)
-            assert answer.status_code != 404 or route.path == "/v1/tokens/{token_id}", route
+            assert answer.status_code != 404 or "{token_id}" in route.path or "{webhook_id}" in route.path, route
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])

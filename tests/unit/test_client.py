@@ -56,6 +56,14 @@ def test_two_submissions_have_different_keys() -> None:
     assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
 
 
+def test_series_are_asked_for_by_name_and_step() -> None:
+    with client_of(lambda _: answer_json({"series": {"loss": {}}})) as (client, server):
+        assert client.metrics("j") == {"loss": {}}
+        client.metrics("j", names=["loss", "lr"], from_step=0, to_step=9, max_points=5)
+    asked = "/v1/jobs/j/metrics?names=loss%2Clr&max_points=5&from_step=0&to_step=9"
+    assert [request.path for request in server.requests] == ["/v1/jobs/j/metrics", asked]
+
+
 def test_an_error_carries_the_problem() -> None:
     problem = {"type": "urn:maestro:invalid-spec", "title": "Invalid", "status": 422, "detail": "The spec is not valid."}
     fields = [{"field": "optim.epochs", "message": "must be at least 1"}]

@@ -8,14 +8,14 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Table, func, insert, select
 
-from service import artifacts, deletion, jobs
+from service import artifacts, deletion, jobs, metrics
 from service.deletion import Deleter
 from service.errors import Invalid
 from service.models import Base, EventRow, JobRow
 from service.ray_jobs import RayStatus
 from service.storage import PAGE
 from tests.unit.service_fixtures import PRETRAIN, PROBE, Service
-from workers.contract import EventType, JobStatus
+from workers.contract import EventType, JobStatus, Points
 
 
 def rows_of(service: Service, job_id: str) -> dict[str, int]:
@@ -42,6 +42,9 @@ def finished(service: Service, *, num_objects: int = 3) -> str:
     job_id = service.start(labels={"team": "cells"})
     service.report(job_id, EventType.RUN_FAILED, sequence=1, reason="diverged")
     with service.database.write() as session:
+        for sequence in range(32):  # so many are merged
+            points = Points(steps=[sequence], series={"loss": [1.0]})
+            metrics.append(session, job_id, attempt=1, incarnation=1, sequence=2 + sequence, points=points)
         for number in range(num_objects):
             service.storage.put_text(key := f"jobs/{job_id}/training_state/{number:05d}", "x")
             if number < 3:

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,24 +9,26 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import func, inspect, select, text
+from sqlalchemy.orm import Session
 
-from service import listing, search
+from service import events, listing, metrics, search
 from service.db import Database
 from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import AttemptRow, Base, JobLabelRow, JobRow, JobWordRow
+from service.models import AttemptRow, Base, DeliveryRow, JobLabelRow, JobRow, JobWordRow, WebhookRow
+from workers.contract import EventType, Points
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty one."""
-    if request.param == "sqlite":
-        yield Database(f"sqlite:///{tmp_path}/maestro.db")
-        return
-    server = request.getfixturevalue("postgres")
-    name = server.create()
-    yield Database(server.url(name))
-    server.drop(name)
+    server = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    name = server.create() if server is not None else None
+    database = Database(server.url(name) if server is not None else f"sqlite:///{tmp_path}/maestro.db")
+    yield database
+    database.close()
+    if server is not None:
+        server.drop(name)
 
 
 def test_the_migrated_schema_is_the_models(database: Database) -> None:
@@ -33,7 +36,6 @@ def test_the_migrated_schema_is_the_models(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
-    database.close()
 
 
 def test_down_and_up_again(database: Database) -> None:
@@ -43,7 +45,6 @@ def test_down_and_up_again(database: Database) -> None:
     upgrade(database)
     upgrade(database)
     assert current_revision(database) == head_revision() is not None
-    database.close()
 
 
 def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
@@ -83,7 +84,6 @@ def test_jobs_survive_the_way_up_and_down(database: Database) -> None:
         assert "2026-01-02" in str(found.cancel_requested_at)
         assert session.scalar(text("SELECT count(*) FROM events WHERE job_id = 'j'")) == 1
     upgrade(database)
-    database.close()
 
 
 def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: Database) -> None:
@@ -114,7 +114,6 @@ def test_what_only_this_version_knows_is_said_in_the_older_ones_words(database: 
     upgrade(database)
     with database.read() as session:
         assert (session.get_one(JobRow, "j").num_cpus, session.get_one(JobRow, "j").max_cpus) == (6, 6)
-    database.close()
 
 
 def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> None:
@@ -144,7 +143,62 @@ def test_idempotency_keys_survive_the_way_up_and_down(database: Database) -> Non
     downgrade(database, "0003")
     assert keys() == before | {"e": None}
     upgrade(database)
-    database.close()
+
+
+def insert(database: Database, table: str, **values: object) -> None:
+    with database.write() as session:
+        names = ", ".join(f":{name}" for name in values)
+        session.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({names})"), values)
+
+
+def curves(session: Session) -> dict[str, dict[int, float]]:
+    return {name: dict(zip(one.steps, one.values, strict=True)) for name, one in metrics.read(session, "j").items()}
+
+
+def test_series_survive_the_way_up_and_down(database: Database) -> None:
+    """Of JSON to columns: a run that was started again from an earlier step, with NaN; on the way back nothing changes but its form."""
+    upgrade(database, "0004")
+    told: list[tuple[int, int, list[int], dict[str, list[float | str | None]]]] = [
+        (1, 0, [1, 2, 5], {"loss": [1.5, "NaN", None], "top1": [None, None, 0.5]}),
+        (1, 1, [], {}),
+        (1, 4, [3, 4, 6], {"loss": [0.1, 4.5, "-Infinity"], "top1": [0.3, None, None]}),
+        (2, 0, [3, 4, 5], {"loss": [2.5, None, "Infinity"]}),
+    ]
+    at = "2026-01-01 00:00:00.000000"
+    run = {"name": "n", "kind": "pretrain", "labels": "{}", "spec": "{}", "body_hash": "h", "status": "running", "desired_state": "run"}
+    for job in ("j", "other"):
+        insert(database, "jobs", id=job, attempt=2, version=1, created_at=at, **run)
+        for number in (1, 2):
+            insert(database, "attempts", job_id=job, number=number, submission_id=f"{job}-a{number}", num_cpus=1, num_gpus=0, created_at=at)
+    for attempt, sequence, steps, series in told:
+        points = json.dumps({"steps": steps, "series": series}) if steps else None
+        key = {"job_id": "j", "attempt": attempt, "incarnation": 7, "sequence": sequence}
+        insert(database, "metric_batches", **key, points=points, first_step=min(steps, default=None), last_step=max(steps, default=None))
+    upgrade(database)
+    expected = {"loss": {1: 1.5, 2: math.nan, 3: 2.5, 5: math.inf}, "top1": {3: 0.3}}
+    with database.write() as session:
+        assert repr(curves(session)) == repr(expected)
+        assert metrics.read(session, "other") == {}
+        for sequence, is_new in ((0, False), (1, False), (4, False), (5, True), (6, True)):
+            points = Points(steps=[9 + sequence], series={"loss": [9.0]}) if sequence == 6 else None
+            assert metrics.append(session, "j", attempt=1, incarnation=7, sequence=sequence, points=points) is is_new
+    downgrade(database, "0004")
+    with database.read() as session:
+        found = session.execute(
+            text("SELECT attempt, sequence, points, first_step, last_step FROM metric_batches ORDER BY attempt, sequence")
+        )
+        rows = [(*row[:2], json.loads(row.points) if isinstance(row.points, str) else row.points, *row[3:]) for row in found]
+    first = {"loss": [1.5, "NaN", 0.1, 4.5, None, "-Infinity"], "top1": [None, None, 0.3, None, 0.5, None]}
+    assert rows == [
+        *((1, sequence, None, None, None) for sequence in range(4)),
+        (1, 4, {"steps": [1, 2, 3, 4, 5, 6], "series": first}, 1, 6),
+        (1, 5, None, None, None),
+        (1, 6, {"steps": [15], "series": {"loss": [9.0]}}, 15, 15),
+        (2, 0, {"steps": [3, 5], "series": {"loss": [2.5, "Infinity"]}}, 3, 5),
+    ]
+    upgrade(database)
+    with database.read() as session:
+        assert repr(curves(session)) == repr(expected)
 
 
 def test_jobs_that_are_there_are_found_and_stay_when_it_goes_back(database: Database) -> None:
@@ -201,7 +255,26 @@ def test_jobs_that_are_there_are_found_and_stay_when_it_goes_back(database: Data
     with database.read() as session:
         assert session.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b", "c", "d"]
     upgrade(database)
-    database.close()
+
+
+def test_webhooks_go_with_their_tables_and_events_stay(database: Database) -> None:
+    upgrade(database)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {"name": "n", "kind": "pretrain", "labels": {}, "spec": {}, "body_hash": "h", "desired_state": "run", "status": "queued"}
+    with database.write() as session:
+        session.add(WebhookRow(id="w", url="https://a.example", events="all", is_enabled=True, created_at=at))
+        session.add(JobRow(id="j", created_at=at, **fixed))
+        session.flush()
+        events.append(session, "j", EventType.JOB_QUEUED, {}, at=at)
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
+    downgrade(database, "0004")
+    assert not {"webhooks", "webhook_deliveries"} & set(inspect(database.engine).get_table_names())
+    upgrade(database)
+    with database.write() as session:
+        assert session.scalar(text("SELECT count(*) FROM events")) == 1
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 0
+        events.append(session, "j", EventType.CANCEL_REQUESTED, {}, at=at)
 
 
 def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +284,6 @@ def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: py
     assert "python -m service.migrations" in capsys.readouterr().err
     upgrade(database)
     require_head(database)
-    database.close()
 
 
 def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from service.counters import Tally
 from service.launches import deployment_of
 from service.ray_jobs import RayStatus
 from service.reconciler import SWEEP_SECONDS, Reconciler
@@ -16,7 +17,7 @@ def sweep(service: Service, reconciler: Reconciler) -> None:
 
 @pytest.fixture
 def reconciler(service: Service) -> Reconciler:
-    return Reconciler(service.database, service.ray, service.settings, clock=lambda: service.now)
+    return Reconciler(service.database, service.ray, service.settings, tally=Tally(), clock=lambda: service.now)
 
 
 def run_in_ray(service: Service, name: str, **metadata: str) -> None:

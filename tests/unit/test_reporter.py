@@ -13,7 +13,7 @@ import pytest
 from mae_core.reconstruct import Reconstructions
 from tests.unit.scripted_server import Answer, Request, scripted_server
 from workers import reporter as reporter_module
-from workers.contract import DesiredState, EventType, Report, ReportAnswer, RunProgress, StorageRef, WorkOrder
+from workers.contract import DesiredState, EventType, Origin, Report, ReportAnswer, RunProgress, StorageRef, WorkOrder
 from workers.objects import ObjectStore
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter, shorten
@@ -123,9 +123,22 @@ def test_what_an_earlier_attempt_could_not_send_is_told_by_the_next(spool: Path)
         sent = reports(server.requests)
     assert {request.path for request in server.requests} == {"/v1/jobs/job1/attempts/2/reports"}
     assert [(report.incarnation, report.sequence) for report in sent] == [(2, 0), (2, 1), (2, 2)]
+    assert [report.origin for report in sent] == [*(Origin(attempt=1, incarnation=1, sequence=number) for number in range(2)), None]
     assert [step for report in sent if report.points for step in report.points.steps] == list(range(1501))
     assert [report.events for report in sent] == [[], [], []]
     assert [folder.name for folder in spool.parent.iterdir()] == ["job1-a1-a2"]
+
+
+def test_what_was_left_twice_is_still_the_first_ones() -> None:
+    first = Reporter(order("http://127.0.0.1:9").model_copy(update={"attempt": 1}), incarnation=1)
+    first.points([(1, {"loss": 1.0})])
+    first.spool()
+    first._closing.set()
+    with scripted_server(lambda _: Answer(status=503)) as server:
+        assert not Reporter(order(server.url), incarnation=2).close(1)
+    with scripted_server(lambda _: answer()) as server:
+        assert Reporter(order(server.url).model_copy(update={"attempt": 3}), incarnation=3).close(10)
+    assert [report.origin for report in reports(server.requests)] == [Origin(attempt=1, incarnation=1, sequence=0)]
 
 
 def test_cancel_and_a_newer_attempt_are_heard() -> None:
