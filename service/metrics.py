@@ -100,8 +100,8 @@ def read(
 
 
 def thin(session: Session, job_id: str) -> None:
-    """Keep of each series of a job that has ended what shows its course, and no more. A repeat changes nothing."""
-    summary = session.get(MetricSummaryRow, job_id, with_for_update=True)
+    """Keep of each series of a job that has ended, whose row is locked, what shows its course. A repeat changes nothing."""
+    summary = session.get(MetricSummaryRow, job_id)
     if summary is None or not summary.is_whole:
         return
     summary.is_whole, summary.version = False, summary.version + 1
@@ -111,13 +111,6 @@ def thin(session: Session, job_id: str) -> None:
     session.execute(delete(MetricColumnRow).where(MetricColumnRow.job_id == job_id))
     session.execute(delete(MetricBatchRow).where(in_job))
     _add_large(session, job_id, Key(*newest), kept, first_sequence=0, level=_FULL)
-
-
-def delete_all(session: Session, job_id: str) -> None:
-    """Before the job itself goes."""
-    session.get(MetricSummaryRow, job_id, with_for_update=True)  # nobody thins it meanwhile
-    for table in (MetricColumnRow, MetricBatchRow, MetricSummaryRow):
-        session.execute(delete(table).where(table.job_id == job_id))
 
 
 def _is_known(session: Session, job_id: str, key: Key) -> bool:

@@ -1,8 +1,8 @@
 """Answers that carry NaN as strings (FastAPI's own serialization would make it null), and what is documented of errors."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Response
+from fastapi import Header, Response
 from pydantic import BaseModel
 
 from service.errors import MEDIA_TYPE
@@ -21,6 +21,7 @@ _DESCRIPTIONS = {
     428: "`If-Match` is needed",
     503: "Something that is needed does not answer; try again after `Retry-After` seconds",
 }
+IfNoneMatch = Annotated[str | None, Header(max_length=4000, description="ETag of an answer that is at hand: 304 while it is the same")]
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "What `If-None-Match` names is still what there is"}}
 

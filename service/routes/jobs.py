@@ -13,7 +13,7 @@ from service.changes import JobChange
 from service.db import utc_now
 from service.errors import Invalid
 from service.projects import DEFAULT_PROJECT, ProjectName
-from service.routes.answers import NOT_MODIFIED, PROBLEMS, answer, problems, unchanged
+from service.routes.answers import NOT_MODIFIED, PROBLEMS, IfNoneMatch, answer, problems, unchanged
 from service.routes.state import DatabaseDep, SettingsDep, StorageDep
 from service.views import JobPage, JobSummary, JobView
 from workers.contract import JobStatus
@@ -24,7 +24,6 @@ MAX_LABELS = 8  # in one filter
 FIELDS = tuple(JobSummary.model_fields)
 CallerDep = Annotated[Caller, Depends(USERS)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
-IfNoneMatch = Annotated[str | None, Header(max_length=4000, description="ETag of an answer that is at hand: 304 while it is the same")]
 Label = Annotated[str, Query(min_length=1, max_length=264)]
 
 

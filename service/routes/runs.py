@@ -8,12 +8,12 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from service import artifacts, events, jobs, logs, metrics, streams
+from service import artifacts, etags, events, jobs, logs, metrics, streams
 from service.auth import USERS, Credentials
 from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
 from service.models import AttemptRow
-from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, answer
+from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, IfNoneMatch, answer, unchanged
 from service.routes.state import DatabaseDep, FeedDep, RayDep, StorageDep
 from service.views import ArtifactList, EventPage, LogList, LogView, MetricsView
 from workers.contract import DRIVER, MAX_INTEGER
@@ -62,17 +62,17 @@ def read_metrics(
     from_step: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     to_step: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = MAX_INTEGER,
     max_points: Annotated[int, Query(ge=MIN_MAX_POINTS, le=metrics.MAX_MAX_POINTS)] = metrics.DEFAULT_MAX_POINTS,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The series of the run, each at most `max_points` long, with no spike and no NaN lost. NaN and infinity are strings."""
     wanted = None if names is None else {name.strip() for name in names.split(",")}
     with database.read() as session:
         jobs.find(session, job_id)
-        headers = {"ETag": f'W/"{metrics.version(session, job_id)}"'}
-        if headers["ETag"] in [tag.strip() for tag in (if_none_match or "").split(",")]:
-            return Response(status_code=304, headers=headers)
+        tag = f'"{metrics.version(session, job_id)}"'
+        if etags.has(if_none_match, tag):
+            return unchanged(tag)
         series = metrics.read(session, job_id, names=wanted, from_step=from_step, to_step=to_step, max_points=max_points)
-    return answer(MetricsView(series=series), headers=headers)
+    return answer(MetricsView(series=series), headers={"ETag": tag})
 
 
 @router.get("/logs", response_class=PlainTextResponse, responses={200: {"headers": _LOG_HEADERS}})

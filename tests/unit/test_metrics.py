@@ -5,7 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from service import metrics, reports
 from service.models import AttemptRow, JobRow, MetricBatchRow, MetricColumnRow, MetricSummaryRow
@@ -156,7 +156,8 @@ def test_any_reports_in_any_order_of_starts_make_the_curve_told_one_by_one(
 ) -> None:
     """Each start tells in order, as reporters do, some things twice; starts come mixed."""
     with service.database.write() as session:
-        metrics.delete_all(session, job)
+        for table in (MetricBatchRow, MetricColumnRow, MetricSummaryRow):
+            session.execute(delete(table))
     waiting = {incarnation: list(enumerate(stream)) for incarnation, stream in enumerate(streams)}
     done: list[tuple[int, int, Told | None]] = []
     while waiting:
@@ -298,13 +299,3 @@ def test_lists_and_the_job_itself_do_not_look_at_series(client: TestClient, serv
         session.connection().exec_driver_sql("ALTER TABLE metric_batches RENAME TO elsewhere")
         session.connection().exec_driver_sql("ALTER TABLE metric_summaries RENAME TO elsewhere_too")
     assert client.get("/v1/jobs").status_code == client.get(f"/v1/jobs/{job}").status_code == 200
-
-
-def test_all_of_a_jobs_series_can_be_deleted(service: Service, job: str, often: None) -> None:
-    for sequence in range(5):
-        send(service, job, {sequence: 1.0}, sequence=sequence)
-    with service.database.write() as session:
-        metrics.delete_all(session, job)
-    assert [num_rows(service, table) for table in (MetricBatchRow, MetricColumnRow, MetricSummaryRow)] == [0, 0, 0]
-    assert num_rows(service, JobRow) == 1
-    assert read(service, job) == {}

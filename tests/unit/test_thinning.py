@@ -81,6 +81,15 @@ def test_one_job_at_a_time_the_oldest_first(service: Service, thinning: Thinning
     assert found == [[True, False, False], [True, True, False], [True, True, True]]
 
 
+def test_a_deleted_job_is_let_go(service: Service, thinning: Thinning) -> None:
+    job_id = told(service)
+    with service.database.write() as session:
+        session.get_one(JobRow, job_id).deleted_at = service.now
+    service.pass_time(100 * 86400)
+    thinning.sweep_when_due()
+    assert len(steps(service, job_id)["loss"]) == 2000
+
+
 def test_a_setting_says_how_long(service: Service) -> None:
     job_id = told(service)
     settings = service.settings.model_copy(update={"metrics_whole_days": 3})
