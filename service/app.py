@@ -10,11 +10,13 @@ from service import errors, openapi
 from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
 from service.db import Database
+from service.feed import Feed
 from service.migrations.schema import require_head
+from service.processes import raise_open_files
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
-from service.routes import catalogue, health, jobs, reports, runs, telemetry, tokens, webhooks
+from service.routes import catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
@@ -26,6 +28,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await app.state.feed.close()
         app.state.database.close()
 
     app = FastAPI(
@@ -40,6 +43,8 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.state.storage = storage or S3Storage.of(settings)
     app.state.ray = ray or HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     app.state.telemetry = Telemetry(app.state.database)
+    app.state.feed = Feed(app.state.database)
+    app.state.telemetry.streams.set_function(lambda: app.state.feed.num_clients)
     app.state.readiness = health.ReadinessCache()
     errors.install(app)
     openapi.install(app)
@@ -47,6 +52,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.add_middleware(RequestLog, telemetry=app.state.telemetry)
     audiences = (
         (jobs.router, USERS),
+        (events.router, USERS),
         (runs.router, USERS),
         (catalogue.router, USERS),
         (webhooks.router, WEBHOOK_OWNERS),
@@ -63,9 +69,10 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
 def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_format)
+    raise_open_files()
     app = create_app(settings)
     require_head(app.state.database)
-    # one process: SQLite has one writer, and a job's streams poll it
+    # one process: SQLite has one writer, and one feed looks for all streams
     uvicorn.run(
         app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, String, Text, create_engine, event
+from sqlalchemy import JSON, DateTime, Dialect, String, Text, cast, create_engine, event, func, select
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -123,6 +123,21 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def ended_before(session: Session) -> int:
+    """All transactions with a lower number had ended when this session's snapshot was taken. SQLite has one writer: 0."""
+    if session.get_bind().dialect.name == "sqlite":
+        return 0
+    return int(session.execute(select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text))).scalar_one())
+
+
+def next_transaction(session: Session) -> int:
+    """A number above those of all transactions that have written anything until now. A snapshot's upper bound is none: it counts those that
+    have ended."""
+    if session.get_bind().dialect.name == "sqlite":
+        return 0
+    return int(session.execute(select(cast(func.pg_current_xact_id(), Text))).scalar_one())
 
 
 def utc_now() -> datetime:

@@ -7,6 +7,7 @@ Problem
 ├── NotFound              404
 │   ├── NoSuchJob              also where it is another project's
 │   └── NoSuchWebhook          the same
+├── NotAcceptable         406
 ├── Conflict              409
 │   └── StaleAttempt           a report of an attempt that is not the job's current one
 ├── PreconditionFailed    412  the thing was changed since it was read
@@ -95,6 +96,15 @@ class NoSuchWebhook(NotFound):
 
     def __init__(self, webhook_id: str) -> None:
         super().__init__(f"There is no webhook {webhook_id}.")
+
+
+class NotAcceptable(Problem):
+    """The thing cannot be had in the form that was asked for."""
+
+    status, type, title = 406, "not-acceptable", "Not in this form"
+
+    def __init__(self) -> None:
+        super().__init__("This is a stream of events: send the header `Accept: text/event-stream`.")
 
 
 class Conflict(Problem):

@@ -8,6 +8,7 @@ descendants inherit: that is how even those that left their process group, or lo
 import contextlib
 import os
 import random
+import resource
 import socket
 import subprocess
 import time
@@ -188,3 +189,9 @@ def child_environment(run: str, **extra: str) -> dict[str, str]:
     # SPT_NOENV: Ray's process titles would otherwise overwrite the environment that we find its processes by.
     exempt_loopback_from_proxies(kept)
     return {**kept, "SPT_NOENV": "1", "PYTHONUNBUFFERED": "1", RUN_VARIABLE: run, **extra}
+
+
+def raise_open_files() -> None:
+    """As many connections as the system lets us have: 1,024 open files are the usual default, and each stream is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

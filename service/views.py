@@ -95,6 +95,17 @@ class EventView(View):
         return cls.model_validate(row)
 
 
+class JobEventView(EventView):
+    """An event in a stream of all jobs'."""
+
+    job_id: str
+    project: str
+
+    @classmethod
+    def of(cls, row: EventRow, project: str) -> Self:  # type: ignore[override]
+        return cls(project=project, **{name: getattr(row, name) for name in cls.model_fields if name != "project"})
+
+
 class EventPage(View):
     events: list[EventView]
     next_after: int

@@ -13,6 +13,7 @@ _DESCRIPTIONS = {
     401: "No valid token",
     403: "The token is not good for this",
     404: "There is no such thing",
+    406: "It is a stream alone: `Accept: text/event-stream`",
     409: "It is not in a state that allows this",
     412: "It was changed meanwhile",
     413: "The body is too large",
@@ -21,6 +22,7 @@ _DESCRIPTIONS = {
     503: "Something that is needed does not answer; try again after `Retry-After` seconds",
 }
 IfNoneMatch = Annotated[str | None, Header(max_length=4000, description="ETag of an answer that is at hand: 304 while it is the same")]
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "What `If-None-Match` names is still what there is"}}
 
 

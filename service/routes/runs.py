@@ -8,13 +8,13 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from service import artifacts, etags, events, jobs, logs, metrics
+from service import artifacts, etags, events, jobs, logs, metrics, streams
 from service.auth import USERS, Credentials
 from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
 from service.models import AttemptRow
-from service.routes.answers import NOT_MODIFIED, PROBLEMS, IfNoneMatch, answer, unchanged
-from service.routes.state import DatabaseDep, RayDep, StorageDep
+from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, IfNoneMatch, answer, unchanged
+from service.routes.state import DatabaseDep, FeedDep, RayDep, StorageDep
 from service.views import ArtifactList, EventPage, LogList, LogView, MetricsView
 from workers.contract import DRIVER, MAX_INTEGER
 
@@ -33,6 +33,7 @@ async def list_events(
     request: Request,
     credentials: Credentials,
     database: DatabaseDep,
+    feed: FeedDep,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INTEGER)] = None,
@@ -40,10 +41,9 @@ async def list_events(
     """Events after an id; with `Accept: text/event-stream` as they happen, until the job has ended."""
     if "text/event-stream" in request.headers.get("accept", ""):
         after = after if last_event_id is None else last_event_id
-        await run_in_threadpool(events.look, database, job_id, after=after)  # a 404 before the stream begins
-        authorize = partial(USERS, request, credentials)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return EventSourceResponse(events.stream(database, job_id, after=after, authorize=authorize), headers=headers)
+        await run_in_threadpool(events.look, database, job_id, after=after, limit=1)  # a 404 before the stream begins
+        stream = streams.of_job(feed, job_id, after=after, authorize=partial(USERS, request, credentials))
+        return EventSourceResponse(stream, headers=STREAM_HEADERS)
     return await run_in_threadpool(_event_page, database, job_id, after, limit)
 
 

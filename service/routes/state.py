@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.db import Database
+from service.feed import Feed
 from service.ray_jobs import RayJobs
 from service.settings import Settings
 from service.storage import Storage
@@ -36,8 +37,14 @@ def _telemetry(request: Request) -> Telemetry:
     return telemetry
 
 
+def _feed(request: Request) -> Feed:
+    feed: Feed = request.app.state.feed
+    return feed
+
+
 DatabaseDep = Annotated[Database, Depends(_database)]
 StorageDep = Annotated[Storage, Depends(_storage)]
 RayDep = Annotated[RayJobs, Depends(_ray)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+FeedDep = Annotated[Feed, Depends(_feed)]
 TelemetryDep = Annotated[Telemetry, Depends(_telemetry)]

@@ -22,6 +22,7 @@ from benchmarks import (
     submit,
     told,
     train_step,
+    watchers,
 )
 from mae_core.options import ARCH_SIZES, ModelConfig
 from service.local import Seaweedfs
@@ -143,6 +144,13 @@ def test_dispatch(on_stand_in: Stage) -> None:
     assert 0 < line["from_attempt_created"]["p95"] < line["value"]
     assert line["p50"] <= line["value"]
     assert len(on_stand_in.ray.history()) == 3  # those that do not fit were not submitted
+
+
+def test_watchers(on_stand_in: Stage) -> None:
+    line = watchers.measure(on_stand_in, num_clients=6, num_events=20, per_second=50)
+    assert (line["num_clients"], line["num_messages"], line["database"]) == (6, 3 * 20 + 3, on_stand_in.database)
+    assert 0 < line["p50"] <= line["value"] <= line["max"]
+    assert 0 < line["rss_mib"]["without_clients"] <= line["rss_mib"]["value"]
 
 
 def test_ingest(on_stand_in: Stage) -> None:

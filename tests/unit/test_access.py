@@ -15,9 +15,9 @@ from tests.unit.access import PUBLIC, WORKERS, Route, bearer, expired, make_toke
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service
 from workers.contract import attempt_token
 
-CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/cluster"), ("POST", "/v1/estimates")}
+CHOOSE_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/events"), ("GET", "/v1/cluster"), ("POST", "/v1/estimates")}
 OF_NO_PROJECT = {("GET", "/v1/recipes")}
-ANSWERED = (200, 202, 307, 409, 428)  # 409: what this asks before has paused and cancelled the job
+ANSWERED = (200, 202, 307, 406, 409, 428)  # 406: a stream alone; 409: what this asks before has paused and cancelled the job
 
 
 def ask(client: TestClient, route: Route, job_id: str, headers: dict[str, str], **options: Any) -> httpx.Response:

@@ -179,6 +179,7 @@ def test_the_manifest_goes_first(service: Service, monkeypatch: pytest.MonkeyPat
     job_id = finished(service)
     with service.database.write() as session:
         deletion.request(session, job_id, now=service.now)
+    service.storage.put_text(f"jobs/{job_id}/a", "sorts before it")
     told: list[str] = []
     monkeypatch.setattr(service.storage, "delete", told.extend)
     sweep(service)

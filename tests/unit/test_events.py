@@ -4,11 +4,11 @@ import math
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from fastapi.testclient import TestClient
 
-from service import events, reports
+from service import events, reports, streams
 from service.db import utc_now
+from service.feed import Feed
 from service.ray_jobs import RayStatus
 from tests.unit.service_fixtures import Service
 from workers.contract import EventType, Report, RunProgress
@@ -92,7 +92,7 @@ def test_many_events_come_in_pages_without_a_pause(service: Service) -> None:
     with service.database.read() as session:
         expected = len(events.list_after(session, job_id, after=0, limit=10_000))
     finish_cancelled(service, job_id)
-    messages = asyncio.run(collect(events.stream(service.database, job_id, after=0, authorize=bool, poll_seconds=60)))
+    messages = asyncio.run(collect(streams.of_job(Feed(service.database), job_id, after=0, authorize=bool)))
     assert len([message for message in messages if message["event"] == "event"]) >= expected + 2
     assert messages[-1]["data"] == {"status": "cancelled"}
 
@@ -105,56 +105,6 @@ def finish_cancelled(service: Service, job_id: str) -> None:
 
 async def collect(stream: AsyncIterator[bytes]) -> list[Message]:
     return parse("".join([chunk.decode() async for chunk in stream]))
-
-
-def test_a_live_stream_tells_what_happens_and_holds_nothing_meanwhile(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id = service.start()
-    held: list[int] = []
-    sleep = asyncio.sleep
-
-    async def watched_sleep(seconds: float) -> None:
-        held.append(service.database.engine.pool.checkedout())  # type: ignore[attr-defined]
-        await sleep(seconds)
-
-    monkeypatch.setattr(asyncio, "sleep", watched_sleep)
-
-    async def follow() -> list[str]:
-        kinds = []
-        stream = events.stream(service.database, job_id, after=0, authorize=bool, poll_seconds=0.01)
-        pending = asyncio.ensure_future(anext(stream))
-        steps = iter(
-            [
-                lambda: progress(service, job_id, sequence=1),
-                lambda: progress(service, job_id, sequence=2, step=2),
-                lambda: finish(service, job_id),
-            ]
-        )
-        while True:
-            done, _ = await asyncio.wait([pending], timeout=0.2)
-            if not done:  # quiet: the stream waits for news
-                next(steps)()
-                continue
-            try:
-                kinds += [message["event"] for message in parse(pending.result().decode())]
-            except StopAsyncIteration:
-                return kinds
-            pending = asyncio.ensure_future(anext(stream))
-
-    kinds = asyncio.run(follow())
-    assert kinds == ["event"] * 5 + ["progress"] * 2 + ["event"] * 3 + ["end"]
-    assert len(held) > 3
-    assert set(held) == {0}
-
-
-def test_a_quiet_stream_is_kept_open_by_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id = service.start()
-    seconds = iter(range(0, 1000, 6))
-
-    async def first_chunks() -> list[bytes]:
-        stream = events.stream(service.database, job_id, after=10**6, authorize=bool, poll_seconds=0.0, clock=lambda: float(next(seconds)))
-        return [await anext(stream), await anext(stream)]
-
-    assert asyncio.run(first_chunks()) == [b": ping\n\n"] * 2
 
 
 def test_nan_in_an_event_is_told_as_a_string(service: Service, client: TestClient) -> None:

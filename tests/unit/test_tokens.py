@@ -13,10 +13,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, select
 
 from mae_core.config import RUN_SPEC
-from service import events, jobs, tokens
+from service import jobs, streams, tokens
 from service.client import TokenRole
 from service.db import utc_now
 from service.errors import NotAuthenticated
+from service.feed import Feed
 from service.models import TokenRow
 from service.tokens import Role
 from tests.unit.access import bearer, make_token, revoked, token_id
@@ -133,12 +134,12 @@ def test_a_stream_ends_with_its_token(service: Service) -> None:
             raise NotAuthenticated
 
     async def follow() -> list[bytes]:
-        stream = events.stream(
-            service.database, job_id, after=10**6, authorize=authorize, poll_seconds=0.0, clock=lambda: float(next(seconds))
-        )
+        stream = streams.of_job(Feed(service.database), job_id, after=0, authorize=authorize, clock=lambda: float(next(seconds)))
         return [chunk async for chunk in stream]
 
-    assert set(asyncio.run(follow())) == {b": ping\n\n"}
+    [until_then, *pings] = asyncio.run(follow())
+    assert until_then.startswith(b"event: event")
+    assert set(pings) <= {b": ping\n\n"}
     assert list(allowed) == []
 
 
@@ -151,7 +152,7 @@ def test_the_stream_of_a_revoked_token_is_closed_by_the_route(
         made.append(authorize)
         yield b": ping\n\n"
 
-    monkeypatch.setattr(events, "stream", stream)
+    monkeypatch.setattr(streams, "of_job", stream)
     job_id, token = service.submit(), make_token(service, Role.READER)
     assert client.get(f"/v1/jobs/{job_id}/events", headers=bearer(token) | {"Accept": "text/event-stream"}).status_code == 200
     made[0]()
