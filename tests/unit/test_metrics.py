@@ -220,6 +220,8 @@ def test_names_steps_and_max_points(client: TestClient, service: Service, job: s
     assert series(from_step=998, to_step=1002)["loss"]["steps"] == [998, 999, 1001, 1002]
     assert series(from_step=1001)["loss"]["steps"][0] == 1001
     assert set(series(from_step=1001)) == {"loss"}
+    assert series(to_step=0)["loss"]["steps"] == [0], "the first of a large batch"
+    assert series(from_step=999, to_step=999)["loss"]["steps"] == [999], "and its last"
     assert series(from_step=5, to_step=4) == {}
     for params in ({"max_points": 4}, {"max_points": 20_001}, {"from_step": -1}, {"to_step": 2**63}, {"from_step": "x"}):
         assert client.get(f"/v1/jobs/{job}/metrics", params=params).status_code == 422
