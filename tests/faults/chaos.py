@@ -24,7 +24,7 @@ from service.home import Home
 from service.local import Seaweedfs
 from service.processes import free_ports
 from service.up import Installation, interruptible, running
-from tests.faults.chaos_harm import Harmer, Rhythm, harm_to_installation, harm_to_stage
+from tests.faults.chaos_harm import Harmer, Rhythm, harm_to_installation, harm_to_stage, supervised
 from tests.faults.chaos_plan import PlannedJob, plan
 from tests.faults.chaos_users import Users
 from tests.faults.chaos_verdict import Life, Verdict, judge, wrong_losses
@@ -54,7 +54,7 @@ def on_stand_in(
     with stage(folder, storage=storage, postgres=postgres, run=run, num_dispatchers=num_dispatchers, seed=seed, **settings) as made:
         for dispatcher in made.dispatchers:
             dispatcher.start()
-        with made.client() as client:
+        with supervised(made.api, *made.dispatchers), made.client() as client:
             harm = harm_to_stage(made, seed=seed)
             line, verdict = _carry_out(
                 client, planned, harm, seed=seed, lives=lambda: _lives_of(made), expected=expected, harm_seconds=harm_seconds

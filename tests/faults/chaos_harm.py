@@ -70,6 +70,27 @@ def kill(*children: Child, seconds: float) -> None:
         child.start()
 
 
+@contextlib.contextmanager
+def supervised(*children: Child) -> Iterator[None]:
+    """Starts again what ends by itself, as whoever runs a service does: one that starts while its database is away says so and ends."""
+    stopping = threading.Event()
+
+    def watch() -> None:
+        while not stopping.wait(0.5):
+            for child in children:
+                if child.exit_code not in (None, -signal.SIGKILL):  # what was killed is started by who has killed it
+                    log.info("%s has ended with exit code %s and is started again", child.name, child.exit_code)
+                    child.start()
+
+    watcher = threading.Thread(target=watch, name="supervisor")
+    watcher.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        watcher.join()
+
+
 def harm_to_stage(stage: Stage, *, seed: int) -> list[Rhythm]:
     """Processes and the database; Ray and object storage; rarely, Ray's head."""
     drawn = random.Random(seed)
