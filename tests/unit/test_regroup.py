@@ -1,6 +1,7 @@
 """A training that is to go on with another number of workers: it saves, stops without a word to the service, and goes on where it was."""
 
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def led(folder: Path, url: str, *, regroups_after: int | None = None, wanted: st
         prefix="jobs/job1/",
     )
     with ExitStack() as stack:
-        worker: Any = Led(order, Seat(World(), 0, 0), stack, Signals(), {})
+        worker: Any = Led(order, Seat(World(), 0, 0), stack, Signals(), {"workers_placed_at": datetime.now(UTC).isoformat()})
         worker.losses, worker.signs, worker.regroups_after = {}, [], regroups_after
         worker.reporter.desired_state = DesiredState(wanted)  # as the last answer said
         return worker.train(), worker

@@ -61,7 +61,7 @@ def test_an_error_of_ours_is_logged_with_the_id_that_the_client_has(
     def fail(*args: object) -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(jobs, "get", fail)
+    monkeypatch.setattr(jobs, "get_if_changed", fail)
     answer = client.get("/v1/jobs/x")
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:maestro:internal-error")
     first, second = [each for each in lines.found if each["logger"] == "service.requestlog"]
