@@ -58,7 +58,7 @@ def test_what_changes_something_has_a_line_with_its_ids(client: TestClient, serv
 def test_an_error_of_ours_is_logged_with_the_id_that_the_client_has(
     client: TestClient, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **named: object) -> None:
         raise RuntimeError("inside")
 
     monkeypatch.setattr(jobs, "get_if_changed", fail)
