@@ -61,7 +61,7 @@ def test_metrics_events_logs_and_pictures_are_kept(live_service: LiveService, pr
     with Image.open(client.download(job, pictures[-1], tmp_path / "picture.png")) as picture:
         assert picture.size == (4 * 100 + 4, 8 * 100 + 4)  # 4 columns and 8 rows of 8 px enlarged to 96, with gaps of 4
     assert "maestro.driver" in wait_for(lambda: client.logs(job), seconds=30, what="the kept log")
-    assert "worker 0 of 1 trains on cpu" in client.logs(job, worker="0")
+    assert "worker 0 of 2 trains on cpu" in client.logs(job, worker="0")
     url = f"{live_service.url}/v1/jobs/{job}/artifacts/encoder/model.safetensors"
     answer = httpx.get(url, headers={"Authorization": f"Bearer {live_service.home.secrets().api_token}"}, trust_env=False)
     assert answer.status_code == 307
