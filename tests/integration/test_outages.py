@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def work(_: World, tell: Callable[[Any], None], order: WorkOrder, machine: Path,
                 tell("held")
 
     with ExitStack() as stack:
-        Held(order, Seat(World(), 0, 0), stack, Signals(), {}).train()
+        Held(order, Seat(World(), 0, 0), stack, Signals(), {"workers_placed_at": datetime.now(UTC).isoformat()}).train()
     tell("ended")
 
 
