@@ -23,10 +23,9 @@ up: .venv/installed
 down: .venv/installed
 	$(BIN)/maestro down
 
-# Two sessions: what starts servers waits most of its time.
 test: .venv/installed-dev
 	@echo "of tests/faults these are the cells marked ci; make faults runs all"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -q tests/faults --faults --outcome tests/faults/outcome.md

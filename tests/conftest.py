@@ -26,14 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcome", type=Path, metavar="FILE", help="write the table of faults × moments to a file")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that share the tests (`make test`), one has all that need a whole service, another those of parts of it."""
-    for item in items:
-        folder = item.path.relative_to(PROJECT / "tests").parts[0] if item.path.is_relative_to(PROJECT / "tests") else ""
-        if folder in ("faults", "integration", "e2e"):
-            item.add_marker(pytest.mark.xdist_group(folder))
-
-
 @pytest.fixture(scope="session")
 def run_mark() -> Iterator[str]:
     """The mark of every process that this test session starts; whatever is left of them at its end is killed."""
