@@ -24,7 +24,6 @@ down: .venv/installed
 	$(BIN)/maestro down
 
 test: .venv/installed-dev
-	@echo "of tests/faults these are the cells marked ci; make faults runs all"
 	$(BIN)/python -m pytest -q
 
 faults: .venv/installed-dev

@@ -15,6 +15,7 @@ from tests.integration.runs import Json, losses_of, wait_for_end
 from tests.postgres import Postgres
 
 _OUTCOMES = pytest.StashKey[Outcomes]()
+_NUM_LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,6 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marks = list(item.iter_markers("fault"))
         if marks and not config.getoption("--faults") and not any(mark.kwargs.get("ci", False) for mark in marks):
             left_out.append(item)
+    config.stash[_NUM_LEFT_OUT] = len(left_out)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -42,6 +44,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report: pytest.TestReport = yield
     item.config.stash[_OUTCOMES].add(cells_of(item), phase=report.when, outcome=report.outcome, seconds=report.duration)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if num_left_out := config.stash.get(_NUM_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{num_left_out} faults of tests/faults were left out; --faults (or make faults) runs them all")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -42,11 +42,13 @@ def run_pytest(folder: Path, text: str, *arguments: str) -> subprocess.Completed
 def test_only_cells_of_ci_run_unless_all_are_asked_for(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, CELLS)
     assert "2 passed, 3 deselected" in done.stdout
+    assert "3 faults of tests/faults were left out; --faults (or make faults) runs them all" in done.stdout
 
 
 def test_all_cells_and_their_table(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, CELLS, "--faults", "--outcome", str(tmp_path / "outcome.md"))
     assert "1 failed, 3 passed, 1 skipped" in done.stdout
+    assert "left out" not in done.stdout
     lines = (tmp_path / "outcome.md").read_text().splitlines()
     at = commit()
     assert lines[-2:] == [f"| kill -9 of the API |  | passed {at} | FAILED {at} |  |", f"| disk full | skipped {at} | passed {at} |  |  |"]
