@@ -48,7 +48,8 @@ class Telemetry:
 
     def ingested(self, points: Points | None, events: Iterable[Event]) -> None:
         self._batches.inc()
-        self._points.inc(len(points.steps) * len(points.series) if points is not None else 0)
+        series = points.series.values() if points is not None else ()
+        self._points.inc(sum(len(values) - values.count(None) for values in series))
         for event in events:
             self._events.labels(event.type.value).inc()
 

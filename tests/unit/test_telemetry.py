@@ -84,7 +84,7 @@ def test_what_workers_tell(client: TestClient, service: Service) -> None:
     assert client.post(f"/v1/jobs/{job_id}/attempts/1/reports", json=report, headers=headers).status_code == 200
     assert client.post(f"/v1/jobs/{job_id}/attempts/2/reports", json=report, headers=headers).status_code == 401
     found = scrape(client)
-    assert (found["maestro_ingest_batches_total"], found["maestro_ingest_points_total"]) == (1, 6)
+    assert (found["maestro_ingest_batches_total"], found["maestro_ingest_points_total"]) == (1, 5)
     assert found["maestro_worker_events_total type=upload_delayed"] == found["maestro_worker_events_total type=save_failed"] == 1
 
 
