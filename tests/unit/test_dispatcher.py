@@ -66,6 +66,7 @@ def test_the_order(service: Service) -> None:
     secret = service.settings.secret_key.get_secret_value()
     assert (order.job, order.attempt, order.prefix) == (job_id, 1, f"jobs/{job_id}/")
     assert order.token == attempt_token(secret, job_id, 1)
+    assert order.log_bytes == 2**20 * service.settings.log_quota_mb // 8
     assert order.spec.model_dump(mode="json") == service.job(job_id).spec
     assert (order.storage.endpoint, order.storage.bucket) == ("http://127.0.0.1:9000", "maestro")
     assert submission.entrypoint == "python -m workers.main"
