@@ -44,7 +44,6 @@ class Storage(Protocol):
     def check(self) -> None: ...
     def read_text(self, key: str, *, bucket: str | None = None) -> str: ...
     def read_bytes(self, key: str, *, start: int, length: int) -> bytes: ...
-    def put_text(self, key: str, text: str) -> None: ...
     def put_bytes(self, key: str, body: bytes) -> None: ...
     def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> list[StoredObject]:
         """In the order of their keys; all, or the first `limit` (at most PAGE)."""
@@ -101,12 +100,6 @@ class S3Storage:
                     return b""
                 raise
             return answer["Body"].read()
-
-    def put_text(self, key: str, text: str) -> None:
-        with self._errors(f"{key} cannot be written"):
-            self._client(self._endpoint).put_object(
-                Bucket=self.bucket, Key=key, Body=text.encode(errors="replace"), ContentType="text/plain; charset=utf-8"
-            )
 
     def put_bytes(self, key: str, body: bytes) -> None:
         with self._errors(f"{key} cannot be written"):

@@ -67,8 +67,8 @@ def test_a_job_goes_on_behind_the_databases_absence(server: Postgres, service: S
         assert client.get("/livez").status_code == 200
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["missing"]) == (503, {"database": "The database does not answer."})
-        service.storage.put_text(
-            f"jobs/{job_id}/encoder/manifest.json", manifest_for(job).model_dump_json()
+        service.storage.put_bytes(
+            f"jobs/{job_id}/encoder/manifest.json", manifest_for(job).model_dump_json().encode()
         )  # the training went on, and ended
         service.ray.end(f"{job_id}-a1", RayStatus.SUCCEEDED)
 

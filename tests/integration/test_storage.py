@@ -35,14 +35,14 @@ def test_the_contract(storage: Storage) -> None:
     assert storage.list("jobs/") == []
     with pytest.raises(ObjectNotFound):
         storage.read_text("jobs/a/logs/attempt-1.txt")
-    storage.put_text("jobs/a/logs/attempt-1.txt", "hällo\n")
-    storage.put_text("jobs/a/x", "")
-    storage.put_text("other", "x")
+    storage.put_bytes("jobs/a/logs/attempt-1.txt", "hällo\n".encode())
+    storage.put_bytes("jobs/a/x", b"")
+    storage.put_bytes("other", b"x")
     assert storage.read_text("jobs/a/logs/attempt-1.txt") == "hällo\n"
     assert storage.read_text("other", bucket=storage.bucket) == "x"
     assert storage.list("jobs/") == [StoredObject("jobs/a/logs/attempt-1.txt", 7), StoredObject("jobs/a/x", 0)]
     assert storage.list("oth", bucket=storage.bucket) == [StoredObject("other", 1)]
-    storage.put_text("other", "y")
+    storage.put_bytes("other", b"y")
     assert storage.read_text("other") == "y"
     with pytest.raises(ObjectNotFound):
         storage.read_text("other", bucket="nowhere-to-be-found")
@@ -57,7 +57,7 @@ def test_the_contract(storage: Storage) -> None:
 def test_pages_are_listed_and_deleted(storage: Storage) -> None:
     keys = [f"jobs/a/{number:04d}" for number in range(12)]
     for key in [*keys, "jobs/b/x"]:
-        storage.put_text(key, "x")
+        storage.put_bytes(key, b"x")
     assert [item.key for item in storage.list("jobs/a/", limit=5)] == keys[:5]
     storage.delete([*keys[:5], "jobs/a/none"])
     storage.delete(keys[:5])
@@ -69,7 +69,7 @@ def test_pages_are_listed_and_deleted(storage: Storage) -> None:
 @pytest.mark.usefixtures("credentials")
 def test_presigned_addresses_give_the_object_to_anybody(seaweedfs: Seaweedfs, bucket: str) -> None:
     storage = real(seaweedfs.endpoint, bucket)
-    storage.put_text("jobs/a/step=1 b.txt", "text")
+    storage.put_bytes("jobs/a/step=1 b.txt", b"text")
     url = storage.presign("jobs/a/step=1 b.txt")
     assert httpx.get(url, trust_env=False).text == "text"
     assert httpx.get(url.replace("step", "stop"), trust_env=False).status_code == 403
@@ -81,7 +81,7 @@ def test_presigned_addresses_are_of_the_public_name(seaweedfs: Seaweedfs, bucket
     """Signed for the name that users reach: `localhost` here, which the store answers as well."""
     public = seaweedfs.endpoint.replace("127.0.0.1", "localhost")
     storage = real(seaweedfs.endpoint, bucket, public)
-    storage.put_text("x", "text")
+    storage.put_bytes("x", b"text")
     url = storage.presign("x")
     assert url.startswith(public)
     assert httpx.get(url, trust_env=False).text == "text"
@@ -92,7 +92,7 @@ def test_a_missing_bucket_and_a_missing_server(seaweedfs: Seaweedfs) -> None:
     with pytest.raises(StorageUnreachable, match="no bucket 'not-made': create it"):
         real(seaweedfs.endpoint, "not-made").check()
     away = real(f"http://127.0.0.1:{free_ports(1)[0]}", "maestro")
-    calls: list[Callable[[], object]] = [away.check, lambda: away.read_text("x"), lambda: away.put_text("x", ""), lambda: away.list("")]
+    calls: list[Callable[[], object]] = [away.check, lambda: away.read_text("x"), lambda: away.put_bytes("x", b""), lambda: away.list("")]
     calls.append(lambda: away.delete(["x"]))
     for call in calls:
         with pytest.raises(StorageUnreachable, match="does not answer"):

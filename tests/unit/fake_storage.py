@@ -28,10 +28,6 @@ class FakeStorage:
         except KeyError:
             raise ObjectNotFound(key) from None
 
-    def put_text(self, key: str, text: str) -> None:
-        self._reach()
-        self.put_bytes(key, text.encode())
-
     def read_bytes(self, key: str, *, start: int, length: int) -> bytes:
         self._reach()
         if (self.bucket, key) not in self.objects:

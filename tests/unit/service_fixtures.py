@@ -143,7 +143,7 @@ class Service:
     def commit_result(self, job_id: str, *, attempt: int = 1, **changes: Any) -> None:
         job = self.job(job_id)
         key = result_prefix(f"jobs/{job_id}/", job.kind) + "manifest.json"
-        self.storage.put_text(key, manifest_for(job, attempt=attempt, **changes).model_dump_json())
+        self.storage.put_bytes(key, manifest_for(job, attempt=attempt, **changes).model_dump_json().encode())
 
     def start(self, **changes: Any) -> str:
         """A job whose workers have begun."""

@@ -46,10 +46,10 @@ def finished(service: Service, *, num_objects: int = 3) -> str:
             points = Points(steps=[sequence], series={"loss": [1.0]})
             metrics.append(session, job_id, attempt=1, incarnation=1, sequence=2 + sequence, points=points)
         for number in range(num_objects):
-            service.storage.put_text(key := f"jobs/{job_id}/training_state/{number:05d}", "x")
+            service.storage.put_bytes(key := f"jobs/{job_id}/training_state/{number:05d}", b"x")
             if number < 3:
                 artifacts.add(session, job_id, key=key, kind="x", attempt=1, num_bytes=1, bucket="maestro", at=service.now)
-    service.storage.put_text(f"jobs/{job_id}/encoder/manifest.json", "{}")
+    service.storage.put_bytes(f"jobs/{job_id}/encoder/manifest.json", b"{}")
     service.ray.end(f"{job_id}-a1", RayStatus.FAILED)
     service.tick(2)
     assert service.job(job_id).status is JobStatus.FAILED
@@ -179,7 +179,7 @@ def test_the_manifest_goes_first(service: Service, monkeypatch: pytest.MonkeyPat
     job_id = finished(service)
     with service.database.write() as session:
         deletion.request(session, job_id, now=service.now)
-    service.storage.put_text(f"jobs/{job_id}/a", "sorts before it")
+    service.storage.put_bytes(f"jobs/{job_id}/a", b"sorts before it")
     told: list[str] = []
     monkeypatch.setattr(service.storage, "delete", told.extend)
     sweep(service)

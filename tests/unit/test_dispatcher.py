@@ -259,7 +259,7 @@ def test_what_the_user_must_mend_fails_at_once(service: Service) -> None:
 
 def test_a_manifest_that_cannot_be_read(service: Service) -> None:
     job_id = service.start()
-    service.storage.put_text(f"jobs/{job_id}/encoder/manifest.json", "{}")
+    service.storage.put_bytes(f"jobs/{job_id}/encoder/manifest.json", b"{}")
     service.ray.end(f"{job_id}-a1", RayStatus.SUCCEEDED)
     service.tick(2)
     assert (service.job(job_id).status, service.job(job_id).reason) == (JobStatus.FAILED, Reason.CONTRACT_MISMATCH)

@@ -93,9 +93,9 @@ def test_an_artifact_that_does_not_do(client: TestClient, service: Service, pret
     field, message = error(probe(client, artifact="s3://maestro/nope/"))
     assert field == "encoder.artifact"
     assert message.startswith("there is no encoder at s3://maestro/nope/: no manifest.json, and no config.json and no model.safetensors; ")
-    service.storage.put_text("bad/manifest.json", "{}")
+    service.storage.put_bytes("bad/manifest.json", b"{}")
     assert "is not an encoder's" in error(probe(client, artifact="s3://maestro/bad/"))[1]
-    service.storage.put_text("probe/manifest.json", manifest_for(service.job(pretrained), kind="probe").model_dump_json())
+    service.storage.put_bytes("probe/manifest.json", manifest_for(service.job(pretrained), kind="probe").model_dump_json().encode())
     message = error(probe(client, artifact="s3://maestro/probe/"))[1]
     assert message.endswith("is the result of a job of kind probe, not pretrain; name the encoder that it started from")
 
@@ -181,7 +181,7 @@ def test_a_model_that_is_not_the_encoders(client: TestClient, pretrained: str) -
 
 def test_an_encoder_that_does_not_fit_the_data(client: TestClient, service: Service) -> None:
     job_id = service.submit(PRETRAIN | {"model": {"arch": "vit_tiny_patch2", "image_size": 8, "in_chans": 3}, "data": {"source": "/data"}})
-    service.storage.put_text("e/manifest.json", manifest_for(service.job(job_id)).model_dump_json())
+    service.storage.put_bytes("e/manifest.json", manifest_for(service.job(job_id)).model_dump_json().encode())
     field, message = error(probe(client, artifact="s3://maestro/e/"))
     assert field == "model.in_chans"
     assert "the digits have 1 channel, not 3" in message
