@@ -1,12 +1,18 @@
 """Whom the service may send to, and that a receiver costs a bounded time and memory whatever it does."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import outbound
 from service.errors import Invalid
@@ -129,35 +135,94 @@ def test_nobody_there() -> None:
 
 
 @contextmanager
-def dripping_server() -> Iterator[str]:
-    """Answers a byte of an endless header at a time, each within every time-out."""
+def tls_receiver(folder: Path, monkeypatch: pytest.MonkeyPatch, *, name: str) -> Iterator[tuple[str, list[bytes]]]:
+    """An https server whose certificate, for `name`, is trusted here: its address as localhost, and what it is sent."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]), datetime.now(UTC)
+    unsigned = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+    certificate = unsigned.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False).sign(key, hashes.SHA256())
+    no_password = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password)
+    (folder / "both.pem").write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "both.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    received: list[bytes] = []
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        try:
+            with context.wrap_socket(connection, server_side=True) as secured:
+                received.append(secured.recv(10_000))
+                secured.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        except OSError:
+            pass  # the certificate was refused
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"https://localhost:{listening.getsockname()[1]}/hook", received
+    finally:
+        thread.join(30)
+        listening.close()
+
+
+def test_what_arrives_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tls_receiver(tmp_path, monkeypatch, name="localhost") as (url, received):
+        answer = post(url, b"{}", {"X-A": "b"}, allow_private=True)
+    assert (answer.status, answer.detail) == (204, "204 No Content")
+    assert received[0].startswith(b"POST /hook HTTP/1.1\r\nHost: localhost")
+
+
+def test_a_receiver_with_anothers_certificate_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tls_receiver(tmp_path, monkeypatch, name="other.example.com") as (url, received):
+        answer = post(url, b"{}", {}, allow_private=True)
+    assert (answer.status, received) == (None, [])
+    assert "certificate" in answer.detail
+
+
+HEADER_WITHOUT_END = b"HTTP/1.1 200 OK\r\nX-Endless: "
+RECORD_BYTES = 2000
+HANDSHAKE_WITHOUT_END = b"\x16\x03\x03" + RECORD_BYTES.to_bytes(2, "big")  # a record is to follow
+
+
+@contextmanager
+def dripping_server(begin: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """Answers a byte at a time of what has no end, each within every time-out: its port, and what it could send."""
+    sent: list[bytes] = []
     done = threading.Event()
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         connection, _ = listening.accept()
         with connection:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+            connection.sendall(begin)
             try:
                 while not done.wait(0.005):
                     connection.sendall(b"x")
+                    sent.append(b"x")
             except OSError:
                 pass  # it was cut off
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield listening.getsockname()[1], sent
     finally:
         done.set()
         thread.join()
         listening.close()
 
 
-def test_a_receiver_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("scheme", "begin"), [("http", HEADER_WITHOUT_END), ("https", HANDSHAKE_WITHOUT_END)])
+def test_a_receiver_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch, scheme: str, begin: bytes) -> None:
+    """Long before a record has come by the byte."""
     monkeypatch.setattr(outbound, "SEND_SECONDS", 0.2)
-    with dripping_server() as url:
-        assert post(url, b"{}", {}, allow_private=True).status is None
+    with dripping_server(begin) as (port, sent):
+        answer = post(f"{scheme}://127.0.0.1:{port}/", b"{}", {}, allow_private=True)
+    assert answer.status is None
+    assert len(sent) < RECORD_BYTES
 
 
 def test_a_receiver_that_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
