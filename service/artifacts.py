@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from service.errors import NotFound
 from service.models import ArtifactRow
 from service.views import ArtifactView
-from workers.contract import MANIFEST
+from workers.stored import MANIFEST
 
 JOBS_PREFIX = "jobs/"
 

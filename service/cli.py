@@ -22,7 +22,8 @@ from service.home import Home, HomeError, default_home
 from service.processes import StartError
 from service.spec_file import SpecFileError, load_spec
 from service.up import Installation, run_until_stopped, start_detached, stop_detached
-from workers.contract import DRIVER, JobStatus
+from workers.contract import JobStatus
+from workers.stored import DRIVER
 
 _KNOWN_ERRORS = (MaestroError, SpecFileError, HomeError, StartError)
 

@@ -19,7 +19,7 @@ import httpx
 from mae_core.exports.formats import FOLDERS, ExportFormat
 from service.client_errors import ApiError, DownloadError, Json, MaestroError, Unreachable
 from service.client_logs import LogPart, follow
-from workers.contract import DRIVER, MANIFEST, EncoderManifest, result_prefix
+from workers.stored import DRIVER, MANIFEST, EncoderManifest, result_prefix
 
 __all__ = ["ApiError", "DownloadError", "Json", "MaestroClient", "MaestroError", "Message", "TokenRole", "Unreachable"]
 

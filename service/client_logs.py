@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from workers.contract import DRIVER, JobStatus
+from workers.contract import JobStatus
+from workers.stored import DRIVER
 
 if TYPE_CHECKING:
     from service.client import MaestroClient

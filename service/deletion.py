@@ -18,7 +18,8 @@ from service.db import Database
 from service.errors import Conflict, StorageUnreachable
 from service.models import Base, JobRow
 from service.storage import PAGE, ObjectNotFound, Storage
-from workers.contract import MANIFEST, JobStatus, result_prefix
+from workers.contract import JobStatus
+from workers.stored import MANIFEST, result_prefix
 
 log = logging.getLogger(__name__)
 

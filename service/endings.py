@@ -13,7 +13,8 @@ from service.lifecycle import Outcome, transition
 from service.models import AttemptRow, JobRow
 from service.policy import CommittedResult
 from service.storage import ObjectNotFound, Storage, StoredObject
-from workers.contract import MANIFEST, EncoderManifest, EventType, JobStatus, Reason, result_artifact, result_prefix
+from workers.contract import EventType, JobStatus, Reason
+from workers.stored import MANIFEST, EncoderManifest, result_artifact, result_prefix
 
 _ROAD_TO_SUCCESS = (JobStatus.RUNNING, JobStatus.FINALIZING, JobStatus.SUCCEEDED)
 

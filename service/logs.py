@@ -12,7 +12,7 @@ from service.errors import NotFound, RayUnreachable, StorageUnreachable
 from service.models import AttemptRow
 from service.ray_jobs import RayJobs
 from service.storage import PAGE, ObjectNotFound, Storage, StoredObject
-from workers.contract import DRIVER, log_chunk, log_offset, log_prefix
+from workers.stored import DRIVER, log_chunk, log_offset, log_prefix
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from mae_core.options import RetryConfig
 from service.admission import Admission
 from service.models import AttemptRow, JobRow
 from service.ray_jobs import RayJob, RayStatus
-from workers.contract import REASON_RULES, DesiredState, EncoderManifest, JobStatus, Reason, Retry
+from workers.contract import REASON_RULES, DesiredState, JobStatus, Reason, Retry
+from workers.stored import EncoderManifest
 
 ACTIVE_SECONDS = 1.0
 PARENT_SECONDS = 60.0  # its end wakes those that wait for it

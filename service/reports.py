@@ -18,7 +18,6 @@ from service.models import AttemptRow, JobRow
 from service.policy import why_it_ends
 from workers.contract import (
     CONTRACT_VERSION,
-    KEPT_TRAINING_STATES,
     WORKER_EVENTS,
     DesiredState,
     Event,
@@ -28,8 +27,8 @@ from workers.contract import (
     Reason,
     Report,
     ReportAnswer,
-    result_prefix,
 )
+from workers.stored import KEPT_TRAINING_STATES, result_prefix
 
 log = logging.getLogger(__name__)
 

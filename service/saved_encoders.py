@@ -10,7 +10,7 @@ from mae_core.options import ModelConfig
 from mae_core.saved_config import CONFIG, IMAGE_PROCESSOR, WEIGHT_SUFFIXES, WEIGHTS, WEIGHTS_OF_TORCH, SavedConfig, saved_config
 from service.errors import Invalid
 from service.storage import ObjectNotFound, Storage, split_uri
-from workers.contract import MANIFEST, EncoderManifest
+from workers.stored import MANIFEST, EncoderManifest
 
 
 class FoundEncoder(NamedTuple):

@@ -17,6 +17,7 @@ SERVICE = {
     *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
+SHARED = {"workers.contract", "workers.stored"}
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
@@ -33,13 +34,14 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.exports.programs", {*CORE, "onnxruntime"}, {"mae_core.*"}),  # an ONNX file is run before it is handed out
     ("mae_core.*", CORE, {"mae_core.*"}),
     ("workers.contract", CONTROL, SPECS),
+    ("workers.stored", CONTROL, {"workers.contract", *SPECS}),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
     ("service.client_errors", {"httpx"}, set()),
-    ("service.client_logs", set(), {"service.client", "workers.contract"}),
-    ("service.client", {"httpx"}, {"service.client_errors", "service.client_logs", "workers.contract", "mae_core.exports.formats"}),
+    ("service.client_logs", set(), {"service.client", *SHARED}),
+    ("service.client", {"httpx"}, {"service.client_errors", "service.client_logs", *SHARED, "mae_core.exports.formats"}),
     ("service.spec_file", {"pydantic", "yaml"}, SPECS),
-    ("service.cli", CLIENT, {"service.*", "workers.contract", *SPECS}),
-    ("service.*", SERVICE, {"service.*", "workers.contract", "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
+    ("service.cli", CLIENT, {"service.*", *SHARED, *SPECS}),
+    ("service.*", SERVICE, {"service.*", *SHARED, "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
 ]
 # Inside service: who may be imported by whom, beyond the table above.
 ONLY_BY = {

@@ -2,30 +2,25 @@
 
 Service → worker: one `WorkOrder` at launch, then a `ReportAnswer` to every report. Worker → service: `Report`s, each with some
 points of the metric series, some events and the newest progress, sent in order and known by (attempt, incarnation, sequence), so that
-a repeat changes nothing. Whatever has no manifest in object storage does not exist.
+a repeat changes nothing.
 """
 
 import hashlib
 import hmac
-from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
 
 from mae_core.config import RunSpec
-from mae_core.exports.formats import ExportFormat, ExportOutcome
-from mae_core.options import ModelConfig, NormalizeConfig, Strict
+from mae_core.options import Strict
 
 CONTRACT_VERSION = 4
-MANIFEST = "manifest.json"
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
 STALE_ATTEMPT_TYPE = "urn:maestro:stale-attempt"  # the problem type of a 409 that ends an attempt
 MAX_INTEGER = 2**63 - 1  # what a database column holds
 MAX_POINTS = 1000  # steps in one report
 MAX_SERIES = 64  # in one report
-KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
-DRIVER = "driver"  # among the logs of an attempt: the others are named by their ranks
 MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
@@ -326,84 +321,3 @@ class ReportAnswer(Strict):
 
     desired_state: DesiredState
     may_grow: bool = False
-
-
-class FileEntry(Strict):
-    """One file of a committed folder."""
-
-    bytes: int
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-class TrainingStateManifest(Strict):
-    """Commits one training state: a file of each worker that wrote one. It lies beside them and is written last, `If-None-Match: *`."""
-
-    contract: int = CONTRACT_VERSION
-    job: str
-    attempt: int
-    incarnation: int
-    step: int
-    files: dict[str, FileEntry]
-    created_at: datetime
-
-
-class EncoderManifest(Strict):
-    """Commits a run's result, whatever its kind: what it is, what made it, its files. Written last, `If-None-Match: *`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings")
-
-    contract: int = CONTRACT_VERSION
-    job: str
-    attempt: int
-    kind: Literal["pretrain", "probe", "finetune", "evaluate", "embed"]
-    created_at: datetime
-    model: ModelConfig
-    normalize: NormalizeConfig
-    spec: RunSpec
-    metrics: dict[str, float | list[float]]
-    versions: dict[str, str]
-    git_revision: str | None
-    files: dict[str, FileEntry]
-    exports: dict[ExportFormat, ExportOutcome] = Field(default={})
-
-
-def result_prefix(prefix: str, kind: str) -> str:
-    """Where a job's committed result lies, below the job's own prefix: its encoder, a probe's heads, an evaluation or an embedding."""
-    return f"{prefix}{result_artifact(kind)}/"
-
-
-def result_artifact(kind: str) -> Literal["encoder", "probe", "evaluation", "embedding"]:
-    """What a run of `kind` is for."""
-    match kind:
-        case "probe":
-            return "probe"
-        case "evaluate":
-            return "evaluation"
-        case "embed":
-            return "embedding"
-    return "encoder"
-
-
-def training_state_prefix(prefix: str) -> str:
-    """Where a job's training states lie, one folder each."""
-    return f"{prefix}training_state/"
-
-
-def log_prefix(prefix: str, attempt: int, worker: str | None = None) -> str:
-    """Where lies what the processes of an attempt have printed, in chunks; or one process: `worker` is its rank, or `driver`."""
-    return f"{prefix}logs/attempt-{attempt}/" + (f"{worker}/" if worker is not None else "")
-
-
-def log_chunk(prefix: str, offset: int) -> str:
-    """The key of the chunk that begins at this byte."""
-    return f"{prefix}{offset:015d}.txt"
-
-
-def log_offset(key: str) -> int:
-    """Where a chunk begins."""
-    return int(key.rpartition("/")[2].removesuffix(".txt"))
-
-
-def reconstructions_prefix(prefix: str) -> str:
-    """Where a job's reconstructions lie, as pictures and as arrays."""
-    return f"{prefix}reconstructions/"

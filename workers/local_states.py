@@ -15,10 +15,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mae_core.errors import EncoderError
-from workers.contract import MANIFEST, TrainingStateManifest
 from workers.objects import file_entry
 from workers.scratch import user_folder
 from workers.state_names import age, is_of_state, newest_first
+from workers.stored import MANIFEST, TrainingStateManifest
 
 _FREE_BYTES, _FREE_SHARE = 2**30, 0.05  # of the disk: with less left free, one state is kept and no second
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from workers.contract import WorkOrder, log_chunk, log_offset, log_prefix
+from workers.contract import WorkOrder
+from workers.stored import log_chunk, log_offset, log_prefix
 
 logger = logging.getLogger(__name__)
 

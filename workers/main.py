@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from mae_core.provenance import versions
 from workers.attempt import STARTED_AT, Attempt
-from workers.contract import CONTRACT_VERSION, DRIVER, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
+from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, EventType, Reason, WorkOrder, submission_id
 from workers.failures import RunFailedError
 from workers.log_uploads import LogUploads
 from workers.logs import configure_logging
 from workers.reporter import Reporter
+from workers.stored import DRIVER
 
 logger = logging.getLogger("maestro.driver")
 _FIRST_INCARNATION = int(STARTED_AT.timestamp() * 1000)

@@ -20,18 +20,11 @@ from pydantic import ValidationError
 
 from mae_core.errors import EncoderError
 from mae_core.saved_config import CONFIG, IMAGE_PROCESSOR, WEIGHT_SUFFIXES, WEIGHTS, WEIGHTS_OF_TORCH
-from workers.contract import (
-    KEPT_TRAINING_STATES,
-    MANIFEST,
-    EncoderManifest,
-    FileEntry,
-    StorageRef,
-    TrainingStateManifest,
-    training_state_prefix,
-)
+from workers.contract import StorageRef
 from workers.delays import Delays
 from workers.failures import StorageError, WaitEndedError
 from workers.state_names import age, is_of_state, newest_first
+from workers.stored import KEPT_TRAINING_STATES, MANIFEST, EncoderManifest, FileEntry, TrainingStateManifest, training_state_prefix
 
 T = TypeVar("T")
 

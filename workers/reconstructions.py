@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from mae_core.reconstruct import Reconstructions
-from workers.contract import EventType, FileEntry, WorkOrder, reconstructions_prefix
+from workers.contract import EventType, WorkOrder
 from workers.objects import ObjectStore
 from workers.reporter import Reporter
+from workers.stored import FileEntry, reconstructions_prefix
 
 logger = logging.getLogger(__name__)
 _MAX_WAITING = 8

@@ -6,8 +6,9 @@ from pathlib import Path
 from mae_core.exports.formats import Outcomes
 from mae_core.provenance import provenance
 from mae_core.run import Run
-from workers.contract import EncoderManifest, FileEntry, WorkOrder, result_prefix
+from workers.contract import WorkOrder
 from workers.objects import ObjectStore
+from workers.stored import EncoderManifest, FileEntry, result_prefix
 
 
 def commit_result(run: Run, order: WorkOrder, store: ObjectStore, folder: Path) -> Outcomes:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mae_core.checkpoint import Group, SavesBeside, State, gather
 from mae_core.world import World
-from workers.contract import EventType, FileEntry, TrainingStateManifest, WorkOrder
+from workers.contract import EventType, WorkOrder
 from workers.objects import file_entry
 from workers.reporter import Reporter
 from workers.state_names import state_name
+from workers.stored import FileEntry, TrainingStateManifest
 from workers.uploads import Kept, Uploads
 
 logger = logging.getLogger(__name__)

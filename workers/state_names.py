@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from workers.contract import training_state_prefix
+from workers.stored import training_state_prefix
 
 _NAME = re.compile(r"(^|.*/)step=(?P<step>\d+)-a(?P<attempt>\d+)-(?P<incarnation>\d+)($|/|\.)")
 

@@ -15,13 +15,7 @@ from mae_core.errors import DivergedError
 from mae_core.loop import Progress
 from mae_core.run import Run
 from mae_core.runs import open_run
-from workers.contract import (
-    STORAGE_PATIENCE_SECONDS,
-    DesiredState,
-    EventType,
-    WorkOrder,
-    result_prefix,
-)
+from workers.contract import STORAGE_PATIENCE_SECONDS, DesiredState, EventType, WorkOrder
 from workers.delays import Delays
 from workers.failures import StaleAttemptError, StorageError, WaitEndedError
 from workers.group import Post
@@ -39,6 +33,7 @@ from workers.saver import Saver
 from workers.scratch import forget_untouched, scratch_folder
 from workers.seat import Seat
 from workers.signals import Signals
+from workers.stored import result_prefix
 from workers.uploads import Uploads
 
 logger = logging.getLogger(__name__)

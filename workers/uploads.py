@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from mae_core.checkpoint import Group, gather
 from mae_core.world import World
-from workers.contract import EventType, TrainingStateManifest, WorkOrder
+from workers.contract import EventType, WorkOrder
 from workers.delays import Delays
 from workers.local_states import LocalStates
 from workers.objects import ObjectStore
 from workers.reporter import Reporter
 from workers.state_names import state_prefix
+from workers.stored import TrainingStateManifest
 
 logger = logging.getLogger(__name__)
 

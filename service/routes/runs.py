@@ -16,7 +16,8 @@ from service.models import AttemptRow
 from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, IfNoneMatch, answer, unchanged
 from service.routes.state import DatabaseDep, FeedDep, RayDep, StorageDep
 from service.views import ArtifactList, EventPage, LogList, LogView, MetricsView
-from workers.contract import DRIVER, MAX_INTEGER
+from workers.contract import MAX_INTEGER
+from workers.stored import DRIVER
 
 _LOG_HEADERS: dict[str, Any] = {
     "Maestro-Log-Attempt": {"description": "the attempt; 0: there is none yet", "schema": {"type": "integer"}},

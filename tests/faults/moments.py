@@ -9,7 +9,7 @@ from service.up import BUCKET
 from tests.conftest import LiveService
 from tests.faults.checks import drivers
 from tests.integration.runs import Json, events_of, pretrain_spec, train_workers, wait_for, wait_for_step
-from workers.contract import MANIFEST, training_state_prefix
+from workers.stored import MANIFEST, training_state_prefix
 
 # 44 steps, with a save under way most of the time; its pictures only at the end.
 TRAINING = pretrain_spec(

@@ -10,8 +10,8 @@ from tests.conftest import LiveService
 from tests.faults.checks import check_job, drivers
 from tests.faults.moments import BY_ONE_WORKER, start, states
 from tests.integration.runs import Json, events_of, train_workers, wait_for
-from workers.contract import MANIFEST, EncoderManifest
 from workers.state_names import age, newest_first
+from workers.stored import MANIFEST, EncoderManifest
 
 Undisturbed = Callable[[Json], dict[int, float]]
 

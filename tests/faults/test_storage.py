@@ -17,7 +17,7 @@ from tests.conftest import LiveService
 from tests.faults.checks import check_job, drivers
 from tests.faults.proxy import ChaosProxy, Faults
 from tests.integration.runs import Json, events_of, losses_of, pretrain_spec, train_workers, wait_for, wait_for_end, wait_for_step
-from workers.contract import MANIFEST
+from workers.stored import MANIFEST
 
 SEED = 5
 NUM_STEPS = 176

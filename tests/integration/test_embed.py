@@ -17,7 +17,7 @@ from service.cli import app
 from service.up import BUCKET
 from tests.conftest import LiveService
 from tests.integration.runs import Json, events_of, train_workers, wait_for, wait_for_end
-from workers.contract import EncoderManifest
+from workers.stored import EncoderManifest
 
 NUM_IMAGES, NUM_PARTS = 1797, 57
 SPEC: Json = {

@@ -24,7 +24,7 @@ from tests.integration.runs import Json, pretrain_spec
 from tests.unit.forked import in_workers
 from tests.unit.saving import PREFIX, Told, saving, work_on
 from workers import objects
-from workers.contract import MANIFEST, EncoderManifest, EventType, StorageRef, TrainingStateManifest, WorkOrder, log_chunk, log_prefix
+from workers.contract import EventType, StorageRef, WorkOrder
 from workers.delays import Delays
 from workers.failures import StorageError, WaitEndedError
 from workers.log_uploads import LogUploads
@@ -33,6 +33,7 @@ from workers.parts import S3Parts
 from workers.reconstructions import ReconstructionUploads
 from workers.reporter import Reporter
 from workers.state_names import state_name, state_prefix
+from workers.stored import MANIFEST, EncoderManifest, TrainingStateManifest, log_chunk, log_prefix
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from tests.unit.forked import Forked
 from tests.unit.saving import work_on
 from tests.unit.scripted_server import Answer, Request, scripted_server
 from workers import train_loop
-from workers.contract import MANIFEST, DesiredState, Event, EventType, Report, ReportAnswer, StorageRef, WorkOrder
+from workers.contract import DesiredState, Event, EventType, Report, ReportAnswer, StorageRef, WorkOrder
 from workers.seat import Seat
 from workers.signals import Signals
+from workers.stored import MANIFEST
 from workers.train_loop import Leader
 
 PREFIX = "jobs/job1/"

@@ -14,18 +14,10 @@ import httpx
 from mae_core.options import NormalizeConfig
 from tests.stand_in.reporter import SimulatedReporter
 from tests.stand_in.script import Script, Way, loss_at
-from workers.contract import (
-    DesiredState,
-    EncoderManifest,
-    EventType,
-    Reason,
-    StorageRef,
-    TrainingStateManifest,
-    WorkOrder,
-    result_prefix,
-)
+from workers.contract import DesiredState, EventType, Reason, StorageRef, WorkOrder
 from workers.objects import ObjectStore
 from workers.state_names import state_name, state_prefix
+from workers.stored import EncoderManifest, TrainingStateManifest, result_prefix
 
 log = logging.getLogger(__name__)
 _last_incarnation = 0

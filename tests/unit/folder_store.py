@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.errors import EncoderError
-from workers.contract import MANIFEST, FileEntry, TrainingStateManifest, training_state_prefix
 from workers.failures import StorageError
 from workers.objects import file_entry
 from workers.state_names import newest_first
+from workers.stored import MANIFEST, FileEntry, TrainingStateManifest, training_state_prefix
 
 
 def away(folder: Path) -> Path:

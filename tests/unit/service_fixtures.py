@@ -24,7 +24,8 @@ from service.views import JobView
 from tests.postgres import Postgres
 from tests.unit.fake_ray import FakeRay
 from tests.unit.fake_storage import FakeStorage
-from workers.contract import EncoderManifest, Event, EventType, Report, result_prefix, submission_id
+from workers.contract import Event, EventType, Report, submission_id
+from workers.stored import EncoderManifest, result_prefix
 
 API_TOKEN = "test-api-token-of-enough-length"
 PRETRAIN: dict[str, Any] = {

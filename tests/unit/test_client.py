@@ -14,7 +14,7 @@ from mae_core.exports.formats import ExportOutcome
 from mae_core.options import ModelConfig
 from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable, parse_stream, safe_path
 from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
-from workers.contract import EncoderManifest, FileEntry
+from workers.stored import EncoderManifest, FileEntry
 
 TOKEN = "t" * 32
 

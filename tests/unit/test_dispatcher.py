@@ -12,7 +12,8 @@ from service.models import AttemptRow, JobRow
 from service.policy import LOST_SILENCE
 from service.ray_jobs import ClusterResources, RayJob, RayStatus
 from tests.unit.service_fixtures import PROBE, Service
-from workers.contract import ORDER_VARIABLE, DesiredState, EventType, JobStatus, Reason, WorkOrder, attempt_token, log_chunk
+from workers.contract import ORDER_VARIABLE, DesiredState, EventType, JobStatus, Reason, WorkOrder, attempt_token
+from workers.stored import log_chunk
 
 SILENCE_SECONDS = LOST_SILENCE.total_seconds() + 1  # of workers whose run Ray no longer knows
 

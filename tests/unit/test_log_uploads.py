@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import PROJECT
-from workers.contract import log_chunk, log_offset
 from workers.log_uploads import CHUNK_BYTES, LogUploads
+from workers.stored import log_chunk, log_offset
 
 PREFIX = "jobs/job1/logs/attempt-1/0/"
 

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from service import logs
 from service.ray_jobs import RayStatus
 from tests.unit.service_fixtures import Service
-from workers.contract import JobStatus, log_chunk, log_prefix
+from workers.contract import JobStatus
+from workers.stored import log_chunk, log_prefix
 
 
 def keep(service: Service, job_id: str, worker: str, *texts: tuple[int, bytes], attempt: int = 1) -> None:
