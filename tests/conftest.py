@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from service.home import Home
 from service.local import RayHead, Seaweedfs, storage_environment
 from service.processes import RUN_VARIABLE, free_ports, processes_of_run, sweep
 from service.up import BUCKET, Installation, running
+from tests.buckets import fresh_bucket
 from tests.postgres import Postgres
 
 PROJECT = Path(__file__).parent.parent
@@ -57,11 +57,10 @@ def postgres(run_mark: str) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def bucket(seaweedfs: Seaweedfs) -> str:
+def bucket(seaweedfs: Seaweedfs) -> Iterator[str]:
     """The name of a fresh bucket."""
-    name = f"test-{uuid.uuid4().hex}"
-    seaweedfs.create_bucket(name)
-    return name
+    with fresh_bucket(seaweedfs) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")

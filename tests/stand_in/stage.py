@@ -6,7 +6,6 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from service.client import MaestroClient
 from service.local import LOOPBACK, REGION, Seaweedfs, storage_environment
 from service.processes import Child, child_environment, exempt_loopback_from_proxies, free_ports, sweep
 from service.up import interruptible
+from tests.buckets import fresh_bucket
 from tests.postgres import Postgres
 from tests.stand_in.server import StandIn
 
@@ -63,43 +63,47 @@ def stage(
     **settings: object,
 ) -> Iterator[Stage]:
     """Everything but the dispatchers is up inside the block. `settings`: the service's, such as lease_seconds=5."""
-    bucket, token, port = f"stage-{uuid.uuid4().hex}", secrets.token_hex(16), free_ports(1)[0]
-    storage.create_bucket(bucket)
-    database_url = f"sqlite:///{folder / 'maestro.db'}" if postgres is None else postgres.url(postgres.create())
-    keys = storage_environment(storage)
-    ray = StandIn(run=run, log=folder / "stand-in.log", environment=keys, num_cpus=num_cpus, report_seconds=report_seconds, seed=seed)
-    url = f"http://{LOOPBACK}:{port}"
-    values = {
-        "DATABASE_URL": database_url,
-        "SECRET_KEY": secrets.token_hex(32),
-        "API_TOKEN": token,
-        "PORT": port,
-        "SERVICE_URL": url,
-        "RAY_URL": ray.url,
-        "RAY_TOKEN": ray.token,
-        "S3_ENDPOINT": storage.endpoint,
-        "S3_REGION": REGION,
-        "S3_BUCKET": bucket,
-    } | {name.upper(): value for name, value in settings.items()}
-    environment = child_environment(run, **{f"MAESTRO_{name}": str(value) for name, value in values.items()}, **keys)
-    subprocess.run([sys.executable, "-m", "service.migrations"], env=environment, check=True, capture_output=True, timeout=60)
-    api = Child(
-        "API", [sys.executable, "-m", "service.app"], environment=environment, log=folder / "api.log", is_ready=lambda: _answers(url)
-    )
-    dispatchers = [
-        Child(
-            name, [sys.executable, "-m", "service.dispatcher"], environment=environment, log=folder / f"{name}.log", is_ready=lambda: True
+    with fresh_bucket(storage) as bucket:
+        token, port = secrets.token_hex(16), free_ports(1)[0]
+        database_url = f"sqlite:///{folder / 'maestro.db'}" if postgres is None else postgres.url(postgres.create())
+        keys = storage_environment(storage)
+        ray = StandIn(run=run, log=folder / "stand-in.log", environment=keys, num_cpus=num_cpus, report_seconds=report_seconds, seed=seed)
+        url = f"http://{LOOPBACK}:{port}"
+        values = {
+            "DATABASE_URL": database_url,
+            "SECRET_KEY": secrets.token_hex(32),
+            "API_TOKEN": token,
+            "PORT": port,
+            "SERVICE_URL": url,
+            "RAY_URL": ray.url,
+            "RAY_TOKEN": ray.token,
+            "S3_ENDPOINT": storage.endpoint,
+            "S3_REGION": REGION,
+            "S3_BUCKET": bucket,
+        } | {name.upper(): value for name, value in settings.items()}
+        environment = child_environment(run, **{f"MAESTRO_{name}": str(value) for name, value in values.items()}, **keys)
+        subprocess.run([sys.executable, "-m", "service.migrations"], env=environment, check=True, capture_output=True, timeout=60)
+        api = Child(
+            "API", [sys.executable, "-m", "service.app"], environment=environment, log=folder / "api.log", is_ready=lambda: _answers(url)
         )
-        for name in (f"dispatcher-{number}" for number in range(1, num_dispatchers + 1))
-    ]
-    made = Stage(url, token, database_url, storage, postgres, ray, api, dispatchers)
-    try:
-        ray.start()
-        made.start_api()
-        yield made
-    finally:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda part: part.stop(), [api, ray, *dispatchers]))
+        dispatchers = [
+            Child(
+                name,
+                [sys.executable, "-m", "service.dispatcher"],
+                environment=environment,
+                log=folder / f"{name}.log",
+                is_ready=lambda: True,
+            )
+            for name in (f"dispatcher-{number}" for number in range(1, num_dispatchers + 1))
+        ]
+        made = Stage(url, token, database_url, storage, postgres, ray, api, dispatchers)
+        try:
+            ray.start()
+            made.start_api()
+            yield made
+        finally:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda part: part.stop(), [api, ray, *dispatchers]))
 
 
 @contextlib.contextmanager
