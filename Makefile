@@ -59,7 +59,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (about 2 GB; a few minutes) …"
-	$(PIP) -e .
+	$(PIP) -e '.[local]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python

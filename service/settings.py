@@ -1,14 +1,20 @@
-"""Every setting of the service, from the environment (`MAESTRO_*`). S3 credentials come from the standard `AWS_*` variables."""
+"""Every setting of the service, from the environment (`MAESTRO_*`), or from files named as the variables in small letters.
 
+The files' folder is `MAESTRO_SECRETS_DIR`; what is in the environment goes before them. S3 credentials come from the standard `AWS_*` variables.
+"""
+
+import os
 import sys
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from service.processlog import LogFormat
 
 _PREFIX = "MAESTRO_"
+SECRETS_VARIABLE = "MAESTRO_SECRETS_DIR"  # a folder of files, such as Docker's /run/secrets, or a mounted Secret of Kubernetes
 
 
 class Settings(BaseSettings):
@@ -97,8 +103,16 @@ def explain(error: ValidationError) -> str:
 
 def load_settings() -> Settings:
     """The settings of the environment; exits 2 with one clear message where they do not do."""
+    folder = os.environ.get(SECRETS_VARIABLE) or None
+    if folder is not None and not Path(folder).is_dir():
+        sys.stderr.write(f"The service cannot start: {SECRETS_VARIABLE} names {folder}, which is no folder. Mount the secrets there.\n")
+        raise SystemExit(2)
     try:
-        return Settings()
+        return Settings(_secrets_dir=folder)
     except ValidationError as error:
         sys.stderr.write(explain(error) + "\n")
+        raise SystemExit(2) from None
+    except SettingsError as error:
+        why = error.__cause__ or error
+        sys.stderr.write(f"The service cannot start: a file of {folder} cannot be read ({why}). Let the service's user read it.\n")
         raise SystemExit(2) from None
