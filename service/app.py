@@ -11,13 +11,13 @@ from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
 from service.db import Database
 from service.feed import Feed
-from service.migrations.schema import require_head
 from service.processes import raise_open_files
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
 from service.routes import catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
+from service.startup import open_database, require_rights
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
 
@@ -70,8 +70,9 @@ def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_format)
     raise_open_files()
+    open_database(settings).close()
     app = create_app(settings)
-    require_head(app.state.database)
+    require_rights(app.state.storage)
     # one process: SQLite has one writer, and one feed looks for all streams
     uvicorn.run(
         app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS

@@ -14,6 +14,7 @@ Problem
 ├── PreconditionRequired  428  a change says what it was based on
 └── Unavailable           503  something we need does not answer; try again
     ├── StorageUnreachable
+    │   └── StorageRefuses     it answers, and refuses us
     └── RayUnreachable
 """
 
@@ -144,6 +145,10 @@ class StorageUnreachable(Unavailable):
     """Object storage does not answer, or refuses us."""
 
     type, title = "storage-unreachable", "Object storage does not answer"
+
+
+class StorageRefuses(StorageUnreachable):
+    """It answers, but not to us: keys, rights or a clock are wrong."""
 
 
 class RayUnreachable(Unavailable):
