@@ -16,7 +16,7 @@ from service.processes import raise_open_files
 from service.processlog import configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
-from service.routes import catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
+from service.routes import artifacts, catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
@@ -54,6 +54,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
         (jobs.router, USERS),
         (events.router, USERS),
         (runs.router, USERS),
+        (artifacts.router, USERS),
         (catalogue.router, USERS),
         (webhooks.router, WEBHOOK_OWNERS),
         (tokens.router, ADMINS),
