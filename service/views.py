@@ -137,6 +137,12 @@ class ArtifactList(View):
     artifacts: list[ArtifactView]
 
 
+class ArtifactLink(View):
+    """A presigned address: whoever has it has the object, for an hour."""
+
+    url: str
+
+
 class LogView(View):
     """What is kept of what a process has printed: a worker's, by its rank, or the driver's."""
 
