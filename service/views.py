@@ -191,6 +191,12 @@ class DeletionView(View):
     is_complete: bool
 
 
+class ArtifactLink(View):
+    """A presigned address: whoever has it has the object, for an hour."""
+
+    url: str
+
+
 class LogView(View):
     """What is kept of what a process has printed: a worker's, by its rank, or the driver's."""
 

@@ -55,6 +55,7 @@ USER_SIDE = (
     "service.client",
     "service.client_errors",
     "service.client_logs",
+    "service.cluster_commands",
     "service.cli",
     "service.console",
     "service.demo",

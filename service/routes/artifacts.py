@@ -9,7 +9,7 @@ from service import artifacts, checkpoints, jobs
 from service.db import utc_now
 from service.routes.answers import PROBLEMS, answer, problems
 from service.routes.state import DatabaseDep, StorageDep
-from service.views import ArtifactList, ArtifactView, CheckpointPage, ReconstructionsPage
+from service.views import ArtifactLink, ArtifactList, ArtifactView, CheckpointPage, ReconstructionsPage
 from workers.contract import MAX_INTEGER
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["artifacts"], responses=PROBLEMS)
@@ -24,13 +24,25 @@ def list_artifacts(job_id: str, database: DatabaseDep) -> Response:
         return answer(ArtifactList(artifacts=artifacts.list_all(session, job_id)))
 
 
-@router.get("/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
-def get_artifact(job_id: str, name: str, database: DatabaseDep, storage: StorageDep) -> RedirectResponse:
-    """The object itself, by a presigned address."""
+@router.get(
+    "/artifacts/{name:path}",
+    status_code=307,
+    response_class=RedirectResponse,
+    responses={200: {"model": ArtifactLink, "description": "With `redirect=false`"}},
+)
+def get_artifact(
+    job_id: str,
+    name: str,
+    database: DatabaseDep,
+    storage: StorageDep,
+    redirect: Annotated[bool, Query(description="false: tell the address, for who cannot send a token along, as pictures in pages")] = True,
+) -> Response:
+    """The object itself, by a presigned address, which is good for an hour."""
     with database.read() as session:
         jobs.find(session, job_id)
         key = artifacts.object_key(session, job_id, name)
-    return RedirectResponse(storage.presign(key), status_code=307)
+    url = storage.presign(key)
+    return RedirectResponse(url, status_code=307) if redirect else answer(ArtifactLink(url=url), headers={"Cache-Control": "no-store"})
 
 
 @router.put("/artifacts/{name:path}/pin", response_model=ArtifactView, responses=problems(409))

@@ -8,10 +8,11 @@ from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from service import etags, events, jobs, logs, metrics, streams
+from service import etags, events, jobs, lineage, logs, metrics, streams
 from service.auth import USERS, Credentials
 from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
+from service.lineage import Lineage
 from service.models import AttemptRow
 from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, IfNoneMatch, answer, unchanged
 from service.routes.state import DatabaseDep, FeedDep, RayDep, StorageDep
@@ -123,3 +124,10 @@ def _attempt(database: DatabaseDep, job_id: str, number: int | None) -> AttemptR
     if row is None and number is not None:
         raise NotFound(f"Job {job_id} has no attempt {number}.")
     return row
+
+
+@router.get("/lineage", response_model=Lineage)
+def read_lineage(job_id: str, database: DatabaseDep) -> Response:
+    """The jobs from whose results this one starts, eldest first, and those that start from its, as far as there are not too many."""
+    with database.read() as session:
+        return answer(lineage.of(session, jobs.find(session, job_id)))
