@@ -43,6 +43,7 @@ class Telemetry:
         self._events = Counter("maestro_worker_events", "Events in them: upload_delayed, save_failed, …", ["type"], registry=registry)
         for kind in sorted(WORKER_EVENTS):
             self._events.labels(kind.value)  # from 0 on: Prometheus sees no increase in the first sample of a series
+        self.limited = Counter("maestro_requests_limited", "Answered 429: of a token, or of an address without", ["of"], registry=registry)
         self.streams = Gauge("maestro_stream_clients", "Open streams of events", registry=registry)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
