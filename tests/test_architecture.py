@@ -14,7 +14,7 @@ CONTROL = {"pydantic"}
 CORE = {"pydantic", "torch", "numpy", "PIL", "tifffile", "imagecodecs", "simplejpeg", "scipy", "safetensors", "yaml", "pyarrow"}
 WORKERS = {"pydantic", "torch", "numpy", "safetensors", "ray", "boto3", "botocore", "httpx", "psutil"}
 SERVICE = {
-    *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
+    *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "h11", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
 SHARED = {"workers.contract", "workers.stored"}

@@ -7,10 +7,11 @@ a repeat changes nothing.
 
 import hashlib
 import hmac
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
 
 from mae_core.config import RunSpec
 from mae_core.options import Strict
@@ -23,6 +24,16 @@ MAX_POINTS = 1000  # steps in one report
 MAX_SERIES = 64  # in one report
 MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it lies outside of the years 1 to 9999") from None
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]  # given in any zone
 
 
 class JobStatus(StrEnum):
@@ -271,7 +282,7 @@ class Event(Strict):
     """One fact a worker tells."""
 
     type: EventType
-    at: AwareDatetime
+    at: Time
     data: dict[str, Any] = Field(default={})
 
 
