@@ -19,7 +19,7 @@ from service.processlog import configure_logging
 from service.ratelimit import RateLimit
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
-from service.routes import catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
+from service.routes import artifacts, catalogue, dashboard, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
@@ -58,6 +58,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
         (jobs.router, USERS),
         (events.router, USERS),
         (runs.router, USERS),
+        (artifacts.router, USERS),
         (catalogue.router, USERS),
         (webhooks.router, WEBHOOK_OWNERS),
         (tokens.router, ADMINS),
@@ -67,6 +68,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.include_router(reports.router, prefix="/v1")
     app.include_router(health.router)
     app.include_router(telemetry.router)
+    app.include_router(dashboard.router)
     return app
 
 
