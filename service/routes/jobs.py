@@ -60,6 +60,8 @@ def list_jobs(
     text: Annotated[str | None, Query(description="beginnings of words of name or id, all of them", min_length=1, max_length=200)] = None,
     created_after: AwareDatetime | None = None,
     created_before: AwareDatetime | None = None,
+    finished_after: Annotated[AwareDatetime | None, Query(description="of those that have ended")] = None,
+    finished_before: AwareDatetime | None = None,
     fields: Annotated[str | None, Query(description="of each job only these, comma-separated", max_length=1000)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=200)] = None,
@@ -78,6 +80,8 @@ def list_jobs(
         text=text,
         created_after=created_after,
         created_before=created_before,
+        finished_after=finished_after,
+        finished_before=finished_before,
     )
     with database.read() as session:
         page = listing.list_jobs(session, filters, columns=wanted, limit=limit, cursor=cursor)
