@@ -18,13 +18,15 @@ from pathlib import Path
 
 import psutil
 
+from service.user_errors import UserError
+
 RUN_VARIABLE = "MAESTRO_RUN"
 PART_VARIABLE = "MAESTRO_PART"
 MAX_LOG_BYTES = 20_000_000
 _CLOCK_TOLERANCE_SECONDS = 1.0
 
 
-class StartError(RuntimeError):
+class StartError(UserError):
     """A part of the installation did not start."""
 
 

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, ConfigDict, FailFast, Field, StringConstrain
 
 from mae_core.config import RunSpec
 from mae_core.options import Strict
+from workers.names import JobStatus as JobStatus
 
 CONTRACT_VERSION = 4
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
@@ -23,26 +24,6 @@ MAX_POINTS = 1000  # steps in one report
 MAX_SERIES = 64  # in one report
 MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
-
-
-class JobStatus(StrEnum):
-    """Where a job is. A terminal status never changes."""
-
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    FINALIZING = "finalizing"
-    RECOVERING = "recovering"
-    PAUSING = "pausing"
-    PAUSED = "paused"
-    STOPPING = "stopping"
-    SUCCEEDED = "succeeded"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-    @property
-    def is_terminal(self) -> bool:
-        return self in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
 
 
 class DesiredState(StrEnum):

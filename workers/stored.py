@@ -12,10 +12,10 @@ from mae_core.config import RunSpec
 from mae_core.exports.formats import ExportFormat, ExportOutcome
 from mae_core.options import ModelConfig, NormalizeConfig, Strict
 from workers.contract import CONTRACT_VERSION
+from workers.names import DRIVER as DRIVER
 
 MANIFEST = "manifest.json"
 KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
-DRIVER = "driver"  # among the logs of an attempt: the others are named by their ranks
 
 
 class FileEntry(Strict):

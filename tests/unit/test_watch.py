@@ -5,7 +5,9 @@ from typing import Any
 from rich.console import Console
 
 from service.client import MaestroClient
-from service.watch import duration, event_line, outcome_line, progress_figures, watch
+from service.watch import watch
+from service.watched_events import event_line, outcome_line, progress_figures
+from service.wording import duration
 from tests.unit.scripted_server import Answer, Request, scripted_server
 
 PROGRESS = {"step": 120, "num_steps": 400, "epoch": 3.0, "images_per_second": 811.6, "eta_seconds": 21.4, "loss": 0.47114}
