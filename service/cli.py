@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from service import cluster_commands, console, installation_commands, job_commands, run_commands, token_commands, webhook_commands
+from service import console, installation_commands, job_commands, resource_commands, run_commands, token_commands, webhook_commands
 from service.client_errors import ApiError, JobFailed
 from service.user_errors import EXIT_CODES, INTERRUPTED, UserError
 from service.wording import clean
@@ -51,9 +51,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (job_commands, run_commands, cluster_commands, installation_commands):
+for module in (job_commands, run_commands, resource_commands, installation_commands):
     for command in module.COMMANDS:
         app.command()(command)
+app.add_typer(resource_commands.cluster, name="cluster")
 app.add_typer(token_commands.app, name="tokens")
 app.add_typer(webhook_commands.app, name="webhooks")
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 from urllib.parse import quote
 
 from mae_core.exports.names import ExportFormat
@@ -27,6 +27,7 @@ from service.client_errors import (
 from service.client_http import Http
 from service.client_job import Curve, Job, JobChanges
 from service.client_logs import LogPart, follow
+from service.client_names import JobKind, TokenRole
 from service.client_streams import Message
 from service.client_streams import follow as follow_events
 from service.client_webhooks import Webhooks
@@ -53,8 +54,6 @@ __all__ = [
     "WaitTimeout",
 ]
 
-TokenRole = Literal["reader", "submitter", "admin"]
-JobKind = Literal["pretrain", "probe", "finetune", "evaluate", "embed"]
 Texts = str | Sequence[str]
 
 

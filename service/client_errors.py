@@ -14,11 +14,12 @@ MaestroError
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from service.user_errors import JOB_FAILED, REFUSED, UNREACHABLE, WRONG_USAGE, UserError
+
+if TYPE_CHECKING:
+    import httpx
 
 Json = dict[str, Any]
 TOO_MANY = 429
@@ -83,7 +84,7 @@ class WaitTimeout(MaestroError, TimeoutError):
 class ApiError(MaestroError):
     """The service refused a request. `retry_after_seconds`: when it asked for patience."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: "httpx.Response") -> None:
         problem: Json = {}
         with contextlib.suppress(ValueError):
             body = response.json()

@@ -4,11 +4,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
 
 from mae_core.exports.names import ExportFormat
 from service.client_errors import JobFailed, Json, Unreachable, WaitTimeout
-from service.client_streams import Message
+from service.client_names import ModelLibrary
 from workers.names import DRIVER, JobStatus
 
 if TYPE_CHECKING:
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from service.client import MaestroClient
+    from service.client_streams import Message
 
 AWAY_SECONDS = 300.0  # so long may a service be away while a job is waited for
 _POLL_SECONDS = 2.0
-
-ModelLibrary = Literal["timm", "hf", "hf-mae"]
 
 
 class JobChanges(TypedDict, total=False):
@@ -138,7 +137,7 @@ class Job(Json):
     def events(self, *, after: int = 0) -> Iterator[Json]:
         return self._client.events(self.id, after=after)
 
-    def stream(self, *, after: int | None = None) -> Iterator[Message]:
+    def stream(self, *, after: int | None = None) -> "Iterator[Message]":
         """Events and progress as they happen, until the `end`."""
         return self._client.stream(self.id, after=after)
 

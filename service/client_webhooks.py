@@ -1,14 +1,12 @@
 """Webhooks of a project, from a user's program."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from service.client_errors import Json
 from service.client_http import Http
-
-WebhookEvents = Literal["ended", "status", "all"]
-DeliveryStatus = Literal["pending", "delivered", "dead"]
+from service.client_names import DeliveryStatus, WebhookEvents
 
 
 class Webhooks:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from service.client import JobFailed, Json
+from service.client_errors import JobFailed, Json
 from service.wording import between, duration, number
 from workers.names import JobStatus
 

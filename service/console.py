@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.client import MaestroClient
 from service.installed import CLIENT_FILE, HomeError, default_folder
 from service.wording import clean, shortened, width
+
+if TYPE_CHECKING:
+    from service.client import MaestroClient
 
 _JSON = "maestro.json"  # in a command's context: whether it prints JSON
 _LISTED = 50  # jobs that a shell completes
@@ -39,8 +41,10 @@ _COLOURS = {
 _SECONDS = {"m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def connect(*, patience_seconds: float = 15.0, timeout_seconds: float = 30.0) -> MaestroClient:
+def connect(*, patience_seconds: float = 15.0, timeout_seconds: float = 30.0) -> "MaestroClient":
     """The service of MAESTRO_URL and MAESTRO_TOKEN; else the one of this machine."""
+    from service.client import MaestroClient
+
     url, token = os.environ.get("MAESTRO_URL"), os.environ.get("MAESTRO_TOKEN")
     if bool(url) != bool(token):
         raise HomeError(f"{'MAESTRO_TOKEN' if url else 'MAESTRO_URL'} is not set: set both, or neither to use the service of this machine")

@@ -78,7 +78,7 @@ def _ready(ready: httpx.Response) -> list[Check]:
 
 def _clock(answer: httpx.Response, at: datetime) -> Check:
     try:
-        skew = abs((parsedate_to_datetime(answer.headers["Date"]) - at).total_seconds())
+        skew = abs((parsedate_to_datetime(answer.headers["Date"]).replace(tzinfo=UTC) - at).total_seconds())  # it is always GMT
     except (KeyError, ValueError):
         return Check("clock", "warn", "the API tells no time", "a proxy takes its Date header away")
     if skew <= SKEW_WARNING_SECONDS:

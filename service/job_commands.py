@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.client import Job, Json
+from service.client_errors import Json
 from service.client_job import JobChanges
 from service.console import (
     JobArgument,
@@ -104,7 +104,7 @@ def show(job: JobArgument, as_json: JsonOption = False) -> None:
     print_fields(_fields(view))
 
 
-def _fields(view: Job) -> list[tuple[str, str]]:
+def _fields(view: Json) -> list[tuple[str, str]]:
     import yaml
 
     fields = [

@@ -4,17 +4,20 @@ import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mae_core.exports.names import ExportFormat
-from service import client_logs, comparison
-from service.client import Json, MaestroClient
+from service import comparison
+from service.client_errors import Json
 from service.console import JobArgument, JsonOption, complete_jobs, connect, print_fields, print_json, print_json_line, print_table, say
 from service.user_errors import UserError
 from service.wording import clean, clean_log, number, size, sparkline
 from workers.names import DRIVER
+
+if TYPE_CHECKING:
+    from service.client import MaestroClient
 
 
 def watch(job: JobArgument, as_json: JsonOption = False) -> None:
@@ -43,6 +46,8 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """Print a job's log. With --json each part of it is a line."""
+    from service import client_logs
+
     for_terminal = sys.stdout.isatty()
     with connect() as client:
         for text in client_logs.follow(client, job, attempt=attempt, worker=worker, tail=tail, waits=follow):
@@ -133,7 +138,7 @@ def fetch(
             raise
 
 
-def _fetch(client: MaestroClient, job: str, place: Path, *, format: ExportFormat, as_json: bool) -> None:
+def _fetch(client: "MaestroClient", job: str, place: Path, *, format: ExportFormat, as_json: bool) -> None:
     from service.client_downloads import files_of
 
     manifest, folder = client.download_result(job, place, format=format, tell=_download_line if sys.stderr.isatty() else None)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from service.client import Json, TokenRole
+from service.client_errors import Json
+from service.client_names import TokenRole
 from service.console import JsonOption, connect, print_json, print_table, say
 from service.wording import clean
 

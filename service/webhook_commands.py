@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from service.client import Json
-from service.client_webhooks import DeliveryStatus, WebhookEvents
+from service.client_errors import Json
+from service.client_names import DeliveryStatus, WebhookEvents
 from service.console import JsonOption, ProjectOption, connect, print_json, print_table, say
 from service.wording import age, clean
 

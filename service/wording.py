@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from math import isfinite
 
@@ -97,8 +97,9 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else clean(value)
 
 
-def sparkline(values: Sequence[float], *, columns: int = 20) -> str:
+def sparkline(course: Iterable[float], *, columns: int = 20) -> str:
     """The course of some values in `columns` characters, the mean of each part. A part without a finite one is a gap."""
+    values = list(course)
     columns = min(columns, len(values))
     means = [_mean(values[len(values) * part // columns : len(values) * (part + 1) // columns]) for part in range(columns)]
     there = [mean for mean in means if mean is not None]

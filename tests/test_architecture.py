@@ -47,7 +47,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("service.client_*", {"httpx"}, OF_CLIENT),
     ("service.spec_file", {"pydantic", "yaml"}, {"service.user_errors", *SPECS}),
     ("service.wording", set(), set()),
-    ("service.comparison", set(), {"service.client", "service.wording", *NAMES}),
+    ("service.comparison", set(), {"service.client_errors", "service.wording", *NAMES}),
     ("service.console", {"typer"}, {"service.client", "service.installed", "service.wording"}),
     ("service.*_commands", {"typer", "yaml"}, {"service.*", *NAMES}),
     ("service.cli", {"typer"}, {"service.*", *NAMES}),
@@ -152,7 +152,7 @@ def test_the_client_loads_nothing_but_httpx() -> None:
 
 
 def test_the_command_line_starts_with_little() -> None:
-    late = {"pydantic", "rich", "boto3", "sqlalchemy", "fastapi", "yaml", "numpy", "psutil", "torch"}
+    late = {"pydantic", "httpx", "rich", "boto3", "sqlalchemy", "fastapi", "yaml", "numpy", "psutil", "torch"}
     assert loaded_by("import service.cli, typer; typer.main.get_command(service.cli.app)") & late == set()
 
 

@@ -1,14 +1,16 @@
-"""`maestro estimate | cluster | recipes`: what there is to work with, and what a run would take of it."""
+"""`maestro estimate | cluster show | recipes`: what there is to work with, and what a run would take of it."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.client import Json
+from service.client_errors import Json
 from service.console import JsonOption, ProjectOption, connect, print_fields, print_json, print_table
 from service.job_commands import SpecArgument
 from service.wording import age, duration, size
+
+cluster = typer.Typer(help="The machines that jobs run on.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def estimate(
@@ -42,7 +44,8 @@ def _estimated(found: Json) -> list[tuple[str, str]]:
     ]
 
 
-def cluster(project: ProjectOption = None, as_json: JsonOption = False) -> None:
+@cluster.command()
+def show(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """Show machines, devices, and which runs hold them."""
     with connect() as client:
         found = client.cluster(project=project)
@@ -86,4 +89,4 @@ def recipes(as_json: JsonOption = False) -> None:
         typer.echo(yaml.safe_dump({recipe["name"]: shown}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100))
 
 
-COMMANDS = (estimate, cluster, recipes)
+COMMANDS = (estimate, recipes)
