@@ -9,7 +9,16 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from service import console, installation_commands, job_commands, resource_commands, run_commands, token_commands, webhook_commands
+from service import (
+    cluster_commands,
+    console,
+    installation_commands,
+    job_commands,
+    resource_commands,
+    run_commands,
+    token_commands,
+    webhook_commands,
+)
 from service.client_errors import ApiError, JobFailed
 from service.user_errors import EXIT_CODES, INTERRUPTED, UserError
 from service.wording import clean
@@ -54,7 +63,8 @@ app = typer.Typer(
 for module in (job_commands, run_commands, resource_commands, installation_commands):
     for command in module.COMMANDS:
         app.command()(command)
-app.add_typer(resource_commands.cluster, name="cluster")
+cluster_commands.app.command(name="show")(resource_commands.show_cluster)
+app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(token_commands.app, name="tokens")
 app.add_typer(webhook_commands.app, name="webhooks")
 

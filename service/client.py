@@ -155,6 +155,10 @@ class MaestroClient:
         """Delete a job that has ended, and all that it left."""
         self._http.delete(_path(job))
 
+    def deletion(self, job: str) -> Json:
+        """What `delete` would take away (num_objects, bytes); ApiError where it would be refused. Nothing is deleted."""
+        return self._http.json("DELETE", _path(job), params={"dry_run": "true"})
+
     def events(self, job: str, *, after: int = 0) -> Iterator[Json]:
         """All events of a job until now."""
         while True:

@@ -90,13 +90,12 @@ class ApiError(MaestroError):
             body = response.json()
             problem = body if isinstance(body, dict) else {}
         self.status = response.status_code
+        after = response.headers.get("Retry-After", "")
+        self.retry_after_seconds = float(after) if after.isdecimal() else 0.0
         self.type = str(problem.get("type", "about:blank"))
         self.detail = str(problem.get("detail") or problem.get("title") or response.text[:200] or response.reason_phrase)
         self.errors: list[Json] = problem.get("errors") or []
         self.exit_code = UNREACHABLE if self.is_away else REFUSED
-        self.retry_after_seconds: float | None = None
-        with contextlib.suppress(ValueError):
-            self.retry_after_seconds = float(response.headers.get("Retry-After", ""))
         fields = [f"{error.get('field')}: {error.get('message')}" for error in self.errors]
         super().__init__("; ".join(fields) if fields else self.detail)
 

@@ -101,7 +101,7 @@ class Http:
                     raise self.unreachable(error) from error
             except (ApiError, StorageAway) as error:
                 if isinstance(error, ApiError) and error.status == TOO_MANY:
-                    wait = max(wait, error.retry_after_seconds or 0.0)
+                    wait = max(wait, error.retry_after_seconds)
                 is_away = isinstance(error, StorageAway) or error.is_away
                 if not is_away or time.monotonic() + wait > deadline:
                     raise

@@ -12,5 +12,9 @@ class HomeError(UserError):
     """The state folder cannot be used."""
 
 
+class StartError(UserError):
+    """A part of an installation did not start."""
+
+
 def default_folder() -> Path:
     return Path(os.environ.get("MAESTRO_HOME") or "~/.maestro").expanduser().absolute()

@@ -201,18 +201,19 @@ def delete(
     """Delete a job that has ended, and all that it left: result, checkpoints, pictures, logs, series. Shows what goes, and asks."""
     with connect() as client:
         view = client.job(job)
-        artifacts = client.artifacts(job)
+        goes = client.deletion(job)
         if not yes:
             if prints_json(context):
                 raise UserError(f"--json does not ask: delete job {job} with --yes")
-            kept = size(sum(artifact["bytes"] for artifact in artifacts))
             typer.echo(f"job {job} ({clean(view['name'])}), {view['status']}, {age(view['created_at'])}")
-            typer.echo(f"{len(artifacts)} artifacts, {kept}" + (f"; its result in {view['result_uri']}" if view.get("result_uri") else ""))
+            more = "" if goes["is_complete"] else " and more"
+            result = f"; its result in {view['result_uri']}" if view.get("result_uri") else ""
+            typer.echo(f"{goes['num_objects']} objects, {size(goes['bytes'])}{more}{result}")
             if not typer.confirm("delete all of it for good?"):
                 raise UserError("nothing was deleted")
         client.delete(job)
     if as_json:
-        print_json({"id": job, "deleted": True, "artifacts": len(artifacts)})
+        print_json({"id": job, "deleted": True, "num_objects": goes["num_objects"], "bytes": goes["bytes"]})
     else:
         typer.echo(f"job {job} is deleted")
 

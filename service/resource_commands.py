@@ -10,8 +10,6 @@ from service.console import JsonOption, ProjectOption, connect, print_fields, pr
 from service.job_commands import SpecArgument
 from service.wording import age, duration, size
 
-cluster = typer.Typer(help="The machines that jobs run on.", no_args_is_help=True, rich_markup_mode=None)
-
 
 def estimate(
     spec: SpecArgument,
@@ -44,8 +42,7 @@ def _estimated(found: Json) -> list[tuple[str, str]]:
     ]
 
 
-@cluster.command()
-def show(project: ProjectOption = None, as_json: JsonOption = False) -> None:
+def show_cluster(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """Show machines, devices, and which runs hold them."""
     with connect() as client:
         found = client.cluster(project=project)

@@ -18,7 +18,7 @@ SERVICE = {
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
 NAMES = {"workers.names", "mae_core.exports.names"}  # the standard library alone
-SHARED = {"workers.contract", "workers.stored", *NAMES}
+SHARED = {"workers.contract", "workers.stored", "workers.state_names", *NAMES}
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 OF_CLIENT = {"service.client", "service.client_*", "service.user_errors", *NAMES}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
@@ -38,6 +38,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("workers.names", set(), set()),
     ("workers.contract", CONTROL, {"workers.names", *SPECS}),
     ("workers.stored", CONTROL, {"workers.contract", "workers.names", *SPECS}),
+    ("workers.state_names", set(), {"workers.stored"}),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
     ("service.user_errors", set(), set()),
     ("service.installed", set(), {"service.user_errors"}),
@@ -49,7 +50,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("service.wording", set(), set()),
     ("service.comparison", set(), {"service.client_errors", "service.wording", *NAMES}),
     ("service.console", {"typer"}, {"service.client", "service.installed", "service.wording"}),
-    ("service.*_commands", {"typer", "yaml"}, {"service.*", *NAMES}),
+    ("service.*_commands", {"typer", "yaml", "psutil"}, {"service.*", *NAMES}),
     ("service.cli", {"typer"}, {"service.*", *NAMES}),
     ("service.*", SERVICE, {"service.*", *SHARED, "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
 ]

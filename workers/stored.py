@@ -15,7 +15,6 @@ from workers.contract import CONTRACT_VERSION
 from workers.names import DRIVER as DRIVER
 
 MANIFEST = "manifest.json"
-KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
 
 
 class FileEntry(Strict):
