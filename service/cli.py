@@ -23,6 +23,7 @@ from service.client_errors import ApiError, JobFailed
 from service.user_errors import EXIT_CODES, INTERRUPTED, UserError
 from service.wording import clean
 
+NOT_AUTHENTICATED = 401
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
 
@@ -36,15 +37,21 @@ class _ErrorsInOneLine(TyperGroup):
             if console.prints_json(ctx):
                 typer.echo(json.dumps(_as_json(error)), err=True)
             else:
-                typer.echo("error: " + "\n".join(clean(line) for line in str(error).split("\n")), err=True)
+                typer.echo("error: " + "\n".join(clean(line) for line in _text(error).split("\n")), err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(INTERRUPTED) from error
 
 
+def _text(error: UserError) -> str:
+    if isinstance(error, ApiError) and error.status == NOT_AUTHENTICATED:
+        return "the service refuses the token: it is wrong, revoked or expired; set MAESTRO_TOKEN to another (`maestro tokens create`)"
+    return str(error)
+
+
 def _as_json(error: UserError) -> dict[str, Any]:
     """`type`, `status` and `errors` are those of the service's problem, where it is one."""
-    told: dict[str, Any] = {"error": str(error), "exit_code": error.exit_code}
+    told: dict[str, Any] = {"error": _text(error), "exit_code": error.exit_code}
     if isinstance(error, ApiError):
         told |= {"type": error.type, "status": error.status, "errors": error.errors}
     if isinstance(error, JobFailed):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from service.client import MaestroClient
 
 _JSON = "maestro.json"  # in a command's context: whether it prints JSON
+COMPLETION_SECONDS = 1.0  # so long a shell waits
 _LISTED = 50  # jobs that a shell completes
 _NARROWEST = 8
 _COLOURS = {
@@ -71,7 +72,7 @@ def _of_this_machine() -> tuple[str, str]:
 def complete_jobs(incomplete: str) -> list[tuple[str, str]]:
     """Ids of the newest jobs, for a shell. Nothing where the service does not answer at once."""
     try:
-        with connect(patience_seconds=0.0, timeout_seconds=1.0) as client:
+        with connect(patience_seconds=0.0, timeout_seconds=COMPLETION_SECONDS) as client:
             found = list(client.jobs(limit=_LISTED))
     except Exception:  # a shell's line is no place for an error
         return []

@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterator
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,7 +110,9 @@ def metrics(
         rows: list[tuple[str, ...]] = [("SERIES", "POINTS", "LAST", "MIN", "MAX", "COURSE")]
         for name, curve in series.items():
             values = [float(value) for value in curve["values"]]
-            rows.append((name, str(len(values)), *map(number, (values[-1], min(values), max(values))), sparkline(values, columns=40)))
+            finite = [value for value in values if isfinite(value)] or [nan]
+            figures = map(number, (values[-1], min(finite), max(finite)))
+            rows.append((name, str(len(values)), *figures, sparkline(values, columns=40)))
         print_table(rows, shrinks=("COURSE",), drops=("POINTS",))
 
 
