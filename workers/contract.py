@@ -15,6 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field,
 
 from mae_core.config import RunSpec
 from mae_core.options import Strict
+from workers.names import JobStatus as JobStatus
 
 CONTRACT_VERSION = 4
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
@@ -26,6 +27,7 @@ MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
 
+<<<<<<< HEAD
 def _in_utc(time: datetime) -> datetime:
     try:
         return time.astimezone(UTC)
@@ -56,6 +58,8 @@ class JobStatus(StrEnum):
         return self in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
 
 
+=======
+>>>>>>> b2043d01b87b1d5f8a11938f15aaa15c0d1adbc2
 class DesiredState(StrEnum):
     """What the user wants of a job; a column apart from its status."""
 
