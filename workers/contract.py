@@ -27,7 +27,6 @@ MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
 
-<<<<<<< HEAD
 def _in_utc(time: datetime) -> datetime:
     try:
         return time.astimezone(UTC)
@@ -38,28 +37,6 @@ def _in_utc(time: datetime) -> datetime:
 Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]  # given in any zone
 
 
-class JobStatus(StrEnum):
-    """Where a job is. A terminal status never changes."""
-
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    FINALIZING = "finalizing"
-    RECOVERING = "recovering"
-    PAUSING = "pausing"
-    PAUSED = "paused"
-    STOPPING = "stopping"
-    SUCCEEDED = "succeeded"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-    @property
-    def is_terminal(self) -> bool:
-        return self in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
-
-
-=======
->>>>>>> b2043d01b87b1d5f8a11938f15aaa15c0d1adbc2
 class DesiredState(StrEnum):
     """What the user wants of a job; a column apart from its status."""
 

@@ -57,15 +57,10 @@ def list_jobs(
     kind: Literal["pretrain", "probe", "finetune", "evaluate", "embed"] | None = None,
     label: Annotated[list[Label] | None, Query(description="`key:value`, or `key` alone; of several all", max_length=MAX_LABELS)] = None,
     text: Annotated[str | None, Query(description="beginnings of words of name or id, all of them", min_length=1, max_length=200)] = None,
-<<<<<<< HEAD
     created_after: Time | None = None,
     created_before: Time | None = None,
-=======
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
-    finished_after: Annotated[AwareDatetime | None, Query(description="of those that have ended")] = None,
-    finished_before: AwareDatetime | None = None,
->>>>>>> b2043d01b87b1d5f8a11938f15aaa15c0d1adbc2
+    finished_after: Annotated[Time | None, Query(description="of those that have ended")] = None,
+    finished_before: Time | None = None,
     fields: Annotated[str | None, Query(description="of each job only these, comma-separated", max_length=1000)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=200)] = None,
