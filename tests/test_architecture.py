@@ -18,7 +18,7 @@ SERVICE = {
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
 SHARED = {"workers.contract", "workers.stored"}
-SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
+SPECS = {"mae_core.config", "mae_core.options", "mae_core.packed", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
 
@@ -27,6 +27,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.recipes", set(), set()),
     ("mae_core.memory", set(), set()),
     ("mae_core.options", CONTROL, set()),
+    ("mae_core.packed", CONTROL, {"mae_core.options"}),
     ("mae_core.saved_config", CONTROL, {"mae_core.options"}),
     ("mae_core.exports.formats", CONTROL, {"mae_core.options"}),
     ("mae_core.config", CONTROL, {"mae_core.exports.formats", "mae_core.options", "mae_core.recipes"}),

@@ -6,7 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mae_core.data.decode import UnreadableImage
-from mae_core.data.source import DigitsSource, FolderSource, LabelledData, check_same_images, open_source, printable, split
+from mae_core.data.names import printable
+from mae_core.data.source import DigitsSource, FolderSource, LabelledData, check_same_images, open_source, split
 from mae_core.errors import DataError
 from mae_core.options import DataConfig
 from mae_core.world import World
