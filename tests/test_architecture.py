@@ -63,6 +63,7 @@ USER_SIDE = (
     "service.watch",
     "service.spec_file",
     "service.token_commands",
+    "service.data_commands",
     "service.home",
     "service.up",
     "service.local",

@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -26,6 +26,7 @@ _PIECE_BYTES = 8 * 2**20
 _NUM_FETCHERS = 8
 _TRIES = 3  # for a right checksum
 _NUM_LOCKS = 256
+_ALL = "locks/all"
 _GRANT_SHARE = 64  # a process asks for at least this part of the bound at once, so that small files are not counted each time
 
 
@@ -109,7 +110,8 @@ class FileCache:
                 for _ in range(_TRIES):
                     found = self._download(file, part)
                     if found is None:
-                        part.replace(path)
+                        with self._locked(_ALL, waits=True):  # who counts what is there must not miss it
+                            part.replace(path)
                         return
                     logger.warning("%s; it is fetched again", found)
                 raise DataError(f"data: {found}, {_TRIES} times; find out with `maestro data verify`, and pack the images again")
@@ -140,7 +142,7 @@ class FileCache:
             raise DataError(
                 f"data: {file.address} has {file.bytes} bytes, more than this machine's whole cache ({self.max_bytes}); make that larger"
             )
-        with self._lock, self._locked("locks/all", waits=True):
+        with self._lock, self._locked(_ALL, waits=True):
             if file.bytes > self._granted:
                 self._granted = max(file.bytes, self.max_bytes // _GRANT_SHARE)
                 self._make_room(self._granted)
@@ -157,18 +159,20 @@ class FileCache:
 
     def _make_room(self, num_bytes: int) -> None:
         """Deletes the copies that were read longest ago, until `num_bytes` more fit."""
-        copies = []
+        copies: list[tuple[os.stat_result, Path]] = []
         for folder in os.scandir(self._folder):
             if folder.name != "locks" and folder.is_dir():
-                copies += [(entry.stat(), entry.path) for entry in os.scandir(folder)]
+                for entry in os.scandir(folder):
+                    with suppress(FileNotFoundError):  # one that could not be fetched
+                        copies.append((entry.stat(), Path(entry.path)))
         copies.sort(key=lambda copy: copy[0].st_mtime_ns)
         total = sum(stat.st_size for stat, _ in copies)
         for stat, path in copies:
             if total + num_bytes <= self.max_bytes:
                 return
-            if path.endswith(".part") and self._is_alive(Path(path)):
+            if path.suffix and self._is_alive(path):
                 continue
-            os.unlink(path)
+            path.unlink(missing_ok=True)
             total -= stat.st_size
 
     def _is_alive(self, part: Path) -> bool:
