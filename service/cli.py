@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from service import (
     cluster_commands,
     console,
+    data_commands,
     installation_commands,
     job_commands,
     resource_commands,
@@ -72,6 +73,7 @@ for module in (job_commands, run_commands, resource_commands, installation_comma
         app.command()(command)
 cluster_commands.app.command(name="show")(resource_commands.show_cluster)
 app.add_typer(cluster_commands.app, name="cluster")
+app.add_typer(data_commands.app, name="data")
 app.add_typer(token_commands.app, name="tokens")
 app.add_typer(webhook_commands.app, name="webhooks")
 

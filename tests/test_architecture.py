@@ -19,7 +19,7 @@ SERVICE = {
 }
 NAMES = {"workers.names", "mae_core.exports.names"}  # the standard library alone
 SHARED = {"workers.contract", "workers.stored", "workers.state_names", *NAMES}
-SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
+SPECS = {"mae_core.config", "mae_core.options", "mae_core.packed", "mae_core.saved_config", "mae_core.exports.formats"}
 OF_CLIENT = {"service.client", "service.client_*", "service.user_errors", *NAMES}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
 
@@ -28,6 +28,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.recipes", set(), set()),
     ("mae_core.memory", set(), set()),
     ("mae_core.options", CONTROL, set()),
+    ("mae_core.packed", CONTROL, {"mae_core.options"}),
     ("mae_core.saved_config", CONTROL, {"mae_core.options"}),
     ("mae_core.exports.names", set(), set()),
     ("mae_core.exports.formats", CONTROL, {"mae_core.exports.names", "mae_core.options"}),
