@@ -51,6 +51,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("service.wording", set(), set()),
     ("service.comparison", set(), {"service.client_errors", "service.wording", *NAMES}),
     ("service.console", {"typer"}, {"service.client", "service.installed", "service.wording"}),
+    ("service.data_commands", {"typer", "rich"}, {"service.*", "mae_core.packed"}),
     ("service.*_commands", {"typer", "yaml", "psutil"}, {"service.*", *NAMES}),
     ("service.cli", {"typer"}, {"service.*", *NAMES}),
     ("service.*", SERVICE, {"service.*", *SHARED, "mae_core.memory", "mae_core.recipes", "mae_core.estimates", *SPECS}),
