@@ -13,7 +13,6 @@ from service.bodylimit import BodyLimit
 from service.connections import Connection
 from service.db import Database
 from service.feed import Feed
-from service.migrations.schema import require_head
 from service.processes import raise_open_files
 from service.processlog import configure_logging
 from service.ratelimit import RateLimit
@@ -21,6 +20,7 @@ from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
 from service.routes import artifacts, catalogue, dashboard, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
+from service.startup import open_database, require_rights
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
 
@@ -89,8 +89,9 @@ def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_format)
     raise_open_files()
+    open_database(settings).close()
     app = create_app(settings)
-    require_head(app.state.database)
+    require_rights(app.state.storage)
     uvicorn.run(app, **serving(settings))
 
 

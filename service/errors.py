@@ -15,6 +15,7 @@ Problem
 ├── TooManyRequests       429  of one token, or of one address without a good one
 └── Unavailable           503  something we need does not answer; try again
     ├── StorageUnreachable
+    │   └── StorageRefuses     it answers, and refuses us
     └── RayUnreachable
 """
 
@@ -154,6 +155,10 @@ class StorageUnreachable(Unavailable):
     """Object storage does not answer, or refuses us."""
 
     type, title = "storage-unreachable", "Object storage does not answer"
+
+
+class StorageRefuses(StorageUnreachable):
+    """It answers, but not to us: keys, rights or a clock are wrong."""
 
 
 class RayUnreachable(Unavailable):
