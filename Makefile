@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test faults chaos multihost check bench lint format install clean
+.PHONY: help demo up down test compose-test faults chaos multihost check bench lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
 	@echo "make up      install, and start the service on this machine; make down stops it"
 	@echo "make test    install, and run all tests"
+	@echo "make compose-test  install what the Dockerfiles install, and run docker-compose.yml without Docker"
 	@echo "make faults  install, and run the whole table of faults, whose outcome it writes to tests/faults/outcome.md"
 	@echo "make chaos   install, and run 1,000 jobs against a stand-in of Ray and 100 on Ray under seeded faults"
 	@echo "make multihost  install, and as root run a training over network namespaces as machines: one is cut off, one killed"
@@ -26,6 +27,9 @@ down: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
+
+compose-test: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s tests/deploy/live.py
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -q tests/faults --faults --outcome tests/faults/outcome.md
@@ -63,7 +67,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (about 2 GB; a few minutes) …"
-	$(PIP) -e .
+	$(PIP) -e '.[local]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python

@@ -7,12 +7,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from mae_core.packed import is_remote
-from service.home import default_home
-from service.local import s3_environment
 
 app = typer.Typer(help="Pack images into shards that are streamed, show and verify them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -28,6 +22,9 @@ def pack(
     processes: Annotated[int | None, typer.Option(help="That pack at once; else one for each processor.", min=1)] = None,
 ) -> None:
     """Pack images. The same command again goes on where it was broken off."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     options = ["--channels", str(channels), *(["--resize", str(resize)] if resize else [])]
     options += ["--processes", str(processes)] if processes else []
     console = Console(stderr=True)
@@ -63,6 +60,8 @@ def verify(place: PlaceArgument) -> None:
 
 def _child(arguments: list[str], *, stdout: int | None = None) -> subprocess.Popen[str]:
     """The core's command; that of the workers, who speak S3, where a place is in object storage."""
+    from mae_core.packed import is_remote
+
     uses_s3 = any(is_remote(argument) for argument in arguments)
     environment = {**os.environ, **(_storage_of_this_machine() if uses_s3 else {})}
     module = "workers.data" if uses_s3 else "mae_core.data"
@@ -71,6 +70,9 @@ def _child(arguments: list[str], *, stdout: int | None = None) -> subprocess.Pop
 
 def _storage_of_this_machine() -> dict[str, str]:
     """Address and keys of what `maestro up` runs here; nothing where the user has others, or uses another service."""
+    from service.home import default_home
+    from service.local import s3_environment
+
     home = default_home()
     run = home.read_run()
     if run is None or not run.is_alive() or {"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "MAESTRO_URL"} & os.environ.keys():

@@ -216,5 +216,5 @@ def find_program(name: str) -> str:
     own = Path(sys.executable).parent / name
     found = str(own) if own.exists() else shutil.which(name)
     if found is None:
-        raise StartError(f"the program {name!r} is not installed: install maestro-mae with all its dependencies")
+        raise StartError(f"the program {name!r} is not installed: pip install 'maestro-mae[local]'")
     return found
