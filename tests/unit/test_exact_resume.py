@@ -155,7 +155,7 @@ def run_to_end(folder: Path, size: int, changes: Json, *, stop_after: int = NUM_
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     images = FolderImages(image_folder(folder / "images", per_class=24))
-    how = Packing(shard_bytes=8_000)  # two windows of shards
+    how = Packing(shard_bytes=6_000)  # two windows of shards
     index = pack(images, list_images(images, None), FolderParts(folder / "packed"), how, num_processes=1, tell=lambda _: None)
     assert len(index.shards) > WINDOW_SHARDS
     return folder
