@@ -96,3 +96,8 @@ export class Watched {
     return { data, isNew: true };
   }
 }
+
+/** For an `Idempotency-Key`. Pages from elsewhere over plain http have no `crypto.randomUUID`. */
+export function freshKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -58,7 +58,12 @@ export function grouped(value) {
 /** A count in short: `86 M`, `1.2 k`. */
 export function short(value) {
   if (value === null || value === undefined) return NOTHING;
-  for (const [size, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [size, unit] of [
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (Math.abs(value) >= size) return `${Number((value / size).toPrecision(3))} ${unit}`;
   }
   return String(Number(value.toPrecision(3)));
@@ -66,7 +71,12 @@ export function short(value) {
 
 export function bytes(value) {
   if (value === null || value === undefined) return NOTHING;
-  for (const [size, unit] of [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]]) {
+  for (const [size, unit] of [
+    [2 ** 40, "TiB"],
+    [2 ** 30, "GiB"],
+    [2 ** 20, "MiB"],
+    [2 ** 10, "KiB"],
+  ]) {
     if (value >= size) return `${Number((value / size).toPrecision(3))} ${unit}`;
   }
   return `${value} B`;

@@ -65,11 +65,11 @@ def live(tmp_path_factory: pytest.TempPathFactory, seaweedfs: Seaweedfs, run_mar
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator["playwright.Browser"]:
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
+    found = program()
+    if found is None:
         pytest.skip("NO BROWSER TESTS: this machine has no Chromium; apt-get install --no-install-recommends chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, headless=True, args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=found, headless=True, args=ARGUMENTS)
         yield browser
         browser.close()
 
@@ -97,6 +97,11 @@ def page(fresh_page: "playwright.Page", live: Live) -> "playwright.Page":
     """A page that is signed in with the installation's own token."""
     sign_in(fresh_page, live.stage.token)
     return fresh_page
+
+
+def program() -> str | None:
+    """The machine's Chromium."""
+    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
 
 
 def sign_in(page: "playwright.Page", token: str) -> None:
