@@ -64,7 +64,7 @@ export function icon(paths, properties = {}) {
 
 export const ICONS = {
   jobs: ["M2.5 4h11", "M2.5 8h11", "M2.5 12h7"],
-  compare: ["M2.5 12.5 6 7l3 2.5 4.5-6", "M2.5 9 6 11l3-5 4.5 3.5"],
+  compare: ["M2.5 12.5 6 8.5l3 2 4.5-6", "M2.5 6.5h2", "M9 13h4.5"],
   cluster: ["M3 3.5h10v3.5H3Z", "M3 9h10v3.5H3Z", "M5.3 5.2h.1", "M5.3 10.8h.1"],
   submit: ["M8 3v10", "M3 8h10"],
   sun: [

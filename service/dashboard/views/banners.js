@@ -14,7 +14,7 @@ export function banners(view) {
   else if (job.reason)
     found.push(banner(job.status === "recovering" ? "warn" : "live", capital(words(job.reason)), [job.reason_message, job.detail]));
   for (const [name, condition] of Object.entries(job.conditions))
-    found.push(banner("warn", capital(words(name)), [condition.message, condition.detail, `since ${ago(condition.since)}`]));
+    found.push(banner("warn", capital(words(name)), [condition.message, `Since ${ago(condition.since, Date.now()).replace(" ago", "")}: ${condition.detail}`]));
   if (view.departure) found.push(departed(view));
   return found;
 }

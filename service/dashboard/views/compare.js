@@ -4,18 +4,17 @@ import { call } from "../api.js";
 import { AXES, axisOf } from "../axis.js";
 import { Chart } from "../chart.js";
 import { h, replace } from "../dom.js";
-import { measure, percent, words } from "../format.js";
+import { figureOf } from "../figures.js";
 import { title, toast } from "../page.js";
 import { calm, poll } from "../poll.js";
 import { amend, link } from "../router.js";
 import { curveOf, smooth, summary, withGaps } from "../series.js";
 import { TERMINAL, badge } from "../status.js";
-import { flatten } from "./spec.js";
+import { Differences, colour } from "./differences.js";
 
 const POLL_SECONDS = 4;
 const MAX_JOBS = 12;
 const MAX_POINTS = 800;
-const FIRST = ["loss", "probe_accuracy", "knn_accuracy", "accuracy", "grad_norm", "lr", "images_per_second", "data_wait"];
 
 export function show(main, route, signal) {
   title("Compare");
@@ -77,7 +76,7 @@ class CompareView {
     );
     this.whole = h("button", { class: "button slim", type: "button", hidden: true, on: { click: () => this.zoomTo(null) } }, "Whole runs");
     this.grid = h("div", { class: "charts" });
-    this.differences = h("section", { class: "card", "aria-label": "Differences", hidden: true });
+    this.differences = new Differences();
     this.note = h("div", { class: "empty card" });
     this.input.addEventListener(
       "input",
@@ -99,7 +98,7 @@ class CompareView {
         h("div", { class: "curve-tools" }, this.axis, this.log, this.smoothing, this.whole),
         this.note,
         this.grid,
-        this.differences,
+        this.differences.element,
       ),
     );
     this.poller = poll(() => this.refresh(), {
@@ -201,7 +200,7 @@ class CompareView {
       );
     this.chips = chips;
     const names = [...new Set(shown.flatMap(({ series }) => Object.keys(series)))];
-    const order = [...FIRST.filter((name) => names.includes(name)), ...names.filter((name) => !FIRST.includes(name))];
+    const order = names.sort((a, b) => figureOf(a).place - figureOf(b).place || (a < b ? -1 : 1));
     const charts = order.map((name) => this.drawChart(name, shown));
     if (this.grid.children.length !== charts.length || charts.some((chart, place) => this.grid.children[place] !== chart.element))
       replace(
@@ -209,7 +208,7 @@ class CompareView {
         charts.map((chart) => chart.element),
       );
     for (const chart of charts) chart.resize();
-    this.drawDifferences(shown.map(({ job }) => job));
+    this.differences.show(shown.map(({ job }) => job));
   }
 
   chip(job, place) {
@@ -234,12 +233,12 @@ class CompareView {
   }
 
   drawChart(name, shown) {
-    const format = name.includes("accuracy") || name === "data_wait" ? (value) => percent(value, 1) : measure;
+    const { title: heading, format, mayBeLog } = figureOf(name);
     if (!this.charts.has(name))
       this.charts.set(
         name,
         new Chart({
-          title: capital(words(name)),
+          title: heading,
           format,
           zoomed: (range) => this.zoomTo(range),
           signal: this.signal,
@@ -267,7 +266,7 @@ class CompareView {
       told.push(`${job.name}: last ${last === null ? "none" : format(last)}${numOdd ? `, ${numOdd} not finite` : ""}`);
     }
     const xs = lines.flatMap((line) => [line.xs[0], line.xs.at(-1)]).filter((x) => x !== undefined);
-    const isLog = this.log.getAttribute("aria-pressed") === "true" && !name.includes("accuracy") && name !== "data_wait";
+    const isLog = this.log.getAttribute("aria-pressed") === "true" && mayBeLog;
     chart.show({
       lines,
       odd,
@@ -292,53 +291,4 @@ class CompareView {
     );
     chart.value.hidden = true;
   }
-
-  drawDifferences(jobs) {
-    this.differences.hidden = jobs.length < 2;
-    if (jobs.length < 2) return;
-    const specs = jobs.map((job) => new Map([...flatten(job.spec), ...flatten(job.metrics ?? {}, "result")]));
-    const paths = [...new Set(specs.flatMap((spec) => [...spec.keys()]))].filter(
-      (path) => path !== "name" && new Set(specs.map((spec) => spec.get(path))).size > 1,
-    );
-    const head = h(
-      "tr",
-      {},
-      h("th", { scope: "col" }, "Field"),
-      jobs.map((job, place) => h("th", { scope: "col" }, h("span", { class: "key", style: { "--key": colour(place, "var") } }, job.name))),
-    );
-    const rows = paths.map((path) =>
-      h(
-        "tr",
-        {},
-        h("th", { scope: "row" }, path),
-        specs.map((spec) => h("td", {}, h("code", {}, shorten(spec.get(path))))),
-      ),
-    );
-    const key = JSON.stringify([jobs.map(({ name }) => name), paths, specs.map((spec) => paths.map((path) => spec.get(path)))]);
-    if (key === this.differencesKey) return;
-    this.differencesKey = key;
-    const table = h(
-      "div",
-      { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences of the specs" },
-      h("table", { class: "spec" }, h("thead", {}, head), h("tbody", {}, rows)),
-    );
-    replace(
-      this.differences,
-      h("header", {}, h("h2", {}, "In what they differ")),
-      rows.length ? table : h("p", { class: "empty" }, "In nothing but their names."),
-    );
-  }
-}
-
-function colour(place, form) {
-  const name = `--curve-${(place % 6) + 1}`;
-  return form === "var" ? `var(${name})` : name;
-}
-
-function shorten(value) {
-  return value === undefined ? "–" : /^-?\d+\.\d{5,}$/.test(value) ? measure(Number(value)) : value;
-}
-
-function capital(text) {
-  return text[0].toUpperCase() + text.slice(1);
 }

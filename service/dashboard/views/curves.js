@@ -4,7 +4,8 @@ import { Watched, call } from "../api.js";
 import { AXES, axisOf, stepsPerEpoch } from "../axis.js";
 import { Chart } from "../chart.js";
 import { h, replace } from "../dom.js";
-import { grouped, measure, percent } from "../format.js";
+import { FIGURES } from "../figures.js";
+import { grouped, measure } from "../format.js";
 import { poll } from "../poll.js";
 import { bandOf, departure, publishedAccuracy } from "../reference.js";
 import { curveOf, smooth, summary, withGaps } from "../series.js";
@@ -13,14 +14,6 @@ import { ReferenceChoice } from "./references.js";
 
 const POLL_SECONDS = 2;
 const MAX_POINTS = 1200;
-const KNOWN = [
-  ["Loss", (name) => name === "loss", measure],
-  ["Accuracy", (name) => name.includes("accuracy"), (value) => percent(value, 1)],
-  ["Learning rate", (name) => name === "lr", measure],
-  ["Gradient norm", (name) => name === "grad_norm", measure],
-  ["Images per second", (name) => name === "images_per_second", (value) => measure(value, 3)],
-  ["Waiting for images", (name) => name === "data_wait", (value) => percent(value, 1)],
-];
 const MARKED = { workers_started: "--accent", went_back: "--bad", steps_dropped: "--bad", workers_failed: "--bad", run_stopped: "--warn" };
 
 export class Curves {
@@ -114,10 +107,10 @@ export class Curves {
     for (const option of this.axisChoice.options)
       option.disabled = option.value !== "step" && axisOf(option.value, this.context.job, this.speed).name === "step";
     const names = Object.keys(this.series);
-    const groups = KNOWN.map(([title, fits, format]) => [title, names.filter(fits), format]).filter(([, found]) => found.length);
-    const others = names.filter((name) => !KNOWN.some(([, fits]) => fits(name)));
-    groups.push(...others.map((name) => [name, [name], measure]));
-    const shown = groups.map(([title, found, format]) => this.drawChart(title, found, format, axis));
+    const groups = FIGURES.map(([title, fits, ...rest]) => [title, names.filter(fits), ...rest]).filter(([, found]) => found.length);
+    const others = names.filter((name) => !FIGURES.some(([, fits]) => fits(name)));
+    groups.push(...others.map((name) => [name, [name], measure, true]));
+    const shown = groups.map((group) => this.drawChart(axis, ...group));
     if (shown.length === 0)
       replace(this.grid, h("p", { class: "empty card" }, h("strong", {}, "No figures yet"), "Curves appear with the first steps."));
     else if (this.grid.children.length !== shown.length || shown.some((chart, place) => this.grid.children[place] !== chart.element))
@@ -135,7 +128,7 @@ export class Curves {
     if (document.activeElement !== this.to) this.to.value = this.zoom ? this.zoom[1] : this.lastStep();
   }
 
-  drawChart(title, names, format, axis) {
+  drawChart(axis, title, names, format, mayBeLog) {
     if (!this.charts.has(title)) {
       const zoomed = (range) => this.zoomTo(range && range.map((x) => this.axis.toStep(x)));
       this.charts.set(title, new Chart({ title, format, zoomed, signal: this.signal }));
@@ -153,7 +146,7 @@ export class Curves {
       odd,
       marks: this.marks(axis),
       range,
-      isLog: this.isLog && title !== "Accuracy" && title !== "Waiting for images",
+      isLog: this.isLog && mayBeLog,
       words: this.words(names, curves, format),
     });
     this.key(chart, names, extra, odd.length);
