@@ -9,8 +9,8 @@ const EXPAND = 2; // of uPlot: a hole of one curve stays one among the points of
 
 /** `zoomed([from, to] | null)` is called when somebody drags over the chart, or clicks twice. */
 export class Chart {
-  constructor({ title, format = measure, zoomed = () => {}, signal, height = HEIGHT }) {
-    Object.assign(this, { format, zoomed, height });
+  constructor({ title, format = measure, zoomed = () => {}, signal }) {
+    Object.assign(this, { format, zoomed });
     this.value = h("span", { class: "value figures" });
     this.place = h("span", { class: "place muted figures" });
     this.keys = h("span", { class: "keys-line" });
@@ -31,7 +31,7 @@ export class Chart {
     signal.addEventListener("abort", () => (observer.disconnect(), this.destroy()));
   }
 
-  /** lines: {label, colour, xs, ys, dash?, width?, quiet?}; band: {xs, low, high}; odd, marks: {x, text}; range: [from, to] of x; isLog: of y. */
+  /** lines: {label, colour, xs, ys, dash?, width?, quiet?, isGuide?}, of which quiet ones and guides tell no values; band: {xs, low, high}; odd, marks: {x, text}; range: [from, to] of x; isLog: of y. */
   show(content) {
     this.content = content;
     const tables = content.lines.map(({ xs, ys }) => [xs, content.isLog ? ys.map((y) => (y > 0 ? y : null)) : ys]);
@@ -85,7 +85,7 @@ export class Chart {
   resize() {
     if (!this.plot) this.rebuild();
     else if (this.host.clientWidth && this.host.clientWidth !== this.plot.width)
-      this.plot.setSize({ width: this.host.clientWidth, height: this.height });
+      this.plot.setSize({ width: this.host.clientWidth, height: HEIGHT });
   }
 
   options() {
@@ -95,14 +95,14 @@ export class Chart {
       stroke: colour("--muted"),
       grid: { stroke: colour("--grid"), width: 1 },
       ticks: { show: false },
-      font: "11px system-ui, sans-serif",
+      font: `11px ${colour("--sans")}`,
     };
     const lines = this.content.lines.map((line) => ({
       label: line.label,
       stroke: colour(line.colour) + (line.quiet ? "55" : ""),
       width: line.width ?? 1.5,
       dash: line.dash,
-      points: { show: line.xs.length < 30, size: 5 },
+      points: { show: line.xs.length < 30, size: 5, fill: colour("--surface") },
     }));
     const edges = this.content.band
       ? [
@@ -112,8 +112,8 @@ export class Chart {
       : [];
     return {
       width: this.host.clientWidth,
-      height: this.height,
-      padding: [8, 8, 0, 0],
+      height: HEIGHT,
+      padding: [8, 16, 0, 0],
       legend: { show: false },
       cursor: {
         sync: {
@@ -155,13 +155,13 @@ export class Chart {
     const at = place ?? null;
     say(this.place, at === null || !this.data[0].length ? "" : `at ${measure(this.data[0][at])}`);
     const texts = lines
-      .filter((line) => !line.quiet)
+      .filter((line) => !line.quiet && !line.isGuide)
       .map((line) => {
         const column = this.data[lines.indexOf(line) + 1] ?? [];
         const value = at === null ? column.findLast((y) => y !== null && y !== undefined) : column[at];
         return value === null || value === undefined ? "–" : this.format(value);
       });
-    say(this.value, texts.length === 1 ? texts[0] : "");
+    say(this.value, texts.length <= 2 ? texts.join(" · ") : "");
     this.content.told?.(texts, at);
   }
 

@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser import gallery
-from tests.browser.conftest import ARGUMENTS, program, sign_in
+from tests.browser.chromium import ARGUMENTS, program, sign_in
 from tests.browser.scenes import Scenes
 from tests.stand_in.stage import own_servers, stage
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from sqlalchemy import delete
 
+from benchmarks import first_paint
 from service.models import EventRow, JobLabelRow, JobRow, JobWordRow
 from tests import many_jobs
 from tests.browser.conftest import Live
@@ -126,3 +127,11 @@ def test_ten_thousand_jobs_are_a_few_rows_at_a_time(page: Page, live: Live, ten_
     page.get_by_role("region", name="List of jobs").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
     expect(page.locator(f'tr.job[aria-rowindex="{loaded}"]')).to_be_visible()
     assert page.locator("tr.job").count() < 60
+
+
+def test_first_paint(chromium: Browser, live: Live) -> None:
+    """The benchmark runs."""
+    live.scenes.submit(PRETRAIN, name="painted first")
+    line = first_paint.measure(live.stage, chromium, num_jobs=0, loads=1)
+    assert (line["num_jobs"], line["loads"]) == (0, 1)
+    assert 0 < line["value"] == line["max"]

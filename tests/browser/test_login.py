@@ -10,7 +10,8 @@ from service import tokens
 from service.db import utc_now
 from service.models import TokenRow
 from service.tokens import Role
-from tests.browser.conftest import Live, Troubles, sign_in
+from tests.browser.chromium import sign_in
+from tests.browser.conftest import Live, Troubles
 from tests.browser.scenes import PRETRAIN
 
 

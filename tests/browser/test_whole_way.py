@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import Live, Troubles, sign_in, watch
+from tests.browser.chromium import sign_in
+from tests.browser.conftest import Live, Troubles, watch
 from tests.browser.scenes import PRETRAIN, PROBE
 from workers.contract import JobStatus, Reason
 

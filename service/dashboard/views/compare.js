@@ -242,7 +242,6 @@ class CompareView {
           format,
           zoomed: (range) => this.zoomTo(range),
           signal: this.signal,
-          height: name === "loss" ? 260 : 190,
         }),
       );
     const chart = this.charts.get(name);

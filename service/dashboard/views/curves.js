@@ -4,7 +4,7 @@ import { Watched, call } from "../api.js";
 import { AXES, axisOf, stepsPerEpoch } from "../axis.js";
 import { Chart } from "../chart.js";
 import { h, replace } from "../dom.js";
-import { FIGURES } from "../figures.js";
+import { FIGURES, figureOf } from "../figures.js";
 import { grouped, measure } from "../format.js";
 import { poll } from "../poll.js";
 import { bandOf, departure, publishedAccuracy } from "../reference.js";
@@ -178,7 +178,7 @@ export class Curves {
     const own = curveOf(this.series.loss, (step) => step / perEpoch);
     if (!this.zoom) this.context.depart(departure(band, own), this.reference.name);
     return {
-      lines: [{ label: this.reference.name, colour: "--muted", xs, ys: band.centre, dash: [5, 4], width: 1.25 }],
+      lines: [{ label: this.reference.name, colour: "--muted", xs, ys: band.centre, dash: [5, 4], width: 1.25, isGuide: true }],
       band: { xs, low: band.low, high: band.high },
     };
   }
@@ -187,7 +187,7 @@ export class Curves {
     const value = this.reference.isPublished ? publishedAccuracy(this.context.job) : null;
     if (value === null || !curve.xs.length) return {};
     const ends = [0, Math.max(...curve.xs)];
-    return { lines: [{ label: "published", colour: "--muted", xs: ends, ys: [value, value], dash: [5, 4] }] };
+    return { lines: [{ label: "published", colour: "--muted", xs: ends, ys: [value, value], dash: [5, 4], isGuide: true }] };
   }
 
   marks(axis) {
@@ -200,7 +200,7 @@ export class Curves {
     const parts =
       names.length > 1
         ? names.map((name, place) =>
-            h("span", { class: "key", style: { "--key": `var(--curve-${place + 1})` } }, name.replaceAll("_", " ")),
+            h("span", { class: "key", style: { "--key": `var(--curve-${place + 1})` } }, figureOf(name).title),
           )
         : [];
     for (const line of extra.lines ?? []) parts.push(h("span", { class: "key dashed" }, line.label));
