@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 from sqlalchemy import Row
 
+from mae_core.options import KeepConfig
 from service import conditions
 from service.db import utc_now
 from service.deliveries import DeliveryStatus
 from service.models import ArtifactRow, DeliveryRow, EventRow, JobRow, TokenRow, WebhookRow
+from service.retention import Why
 from service.tokens import Role, prefix_of
 from service.webhooks import WebhookEvents
 from workers.contract import REASON_RULES, Condition, DesiredState, JobStatus, Reason, RunProgress
@@ -50,7 +52,10 @@ class ConditionView(View):
 
 
 class JobView(JobSummary):
+    """keep: which training states stay; null: it has none, or is of a version before."""
+
     notes: str | None
+    keep: KeepConfig | None
     retry_of: str | None
     spec: dict[str, Any]
     reason_message: str | None
@@ -121,20 +126,69 @@ class MetricsView(View):
 
 
 class ArtifactView(View):
+    """step: of a training state, and of reconstructions."""
+
     name: str
     kind: str
     bytes: int
     sha256: str | None
     uri: str
     created_at: datetime
+    step: int | None
+    pinned: bool
 
     @classmethod
     def of(cls, row: ArtifactRow) -> Self:
-        return cls.model_validate(row)
+        return cls(pinned=row.pinned_at is not None, **{name: getattr(row, name) for name in cls.model_fields if name != "pinned"})
 
 
 class ArtifactList(View):
     artifacts: list[ArtifactView]
+
+
+class ReconstructionsView(View):
+    """Of one step: the picture, and what it shows as arrays."""
+
+    step: int
+    picture: ArtifactView
+    arrays: ArtifactView | None
+
+
+class ReconstructionsPage(View):
+    reconstructions: list[ReconstructionsView]
+    next_after: int | None
+
+
+class CheckpointView(View):
+    """A training state. value: of the series that the policy's `best` goes by, as it was then. kept_because: nothing: it goes."""
+
+    name: str
+    step: int
+    attempt: int
+    bytes: int
+    created_at: datetime
+    uri: str
+    pinned: bool
+    value: float | None
+    kept_because: list[Why]
+
+
+class CheckpointPage(View):
+    """num_deleted, bytes_deleted: of all states, what this policy would delete, or is about to delete."""
+
+    keep: KeepConfig
+    num_deleted: int
+    bytes_deleted: int
+    checkpoints: list[CheckpointView]
+    next_cursor: str | None
+
+
+class DeletionView(View):
+    """What a deletion would take away; is_complete false: that, and more."""
+
+    num_objects: int
+    bytes: int
+    is_complete: bool
 
 
 class ArtifactLink(View):

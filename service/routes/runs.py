@@ -1,14 +1,14 @@
-"""What a job's run tells and leaves: events, metrics, logs, artifacts."""
+"""What a job's run tells: events, metrics, logs."""
 
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from service import artifacts, etags, events, jobs, lineage, logs, metrics, streams
+from service import etags, events, jobs, lineage, logs, metrics, streams
 from service.auth import USERS, Credentials
 from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
@@ -16,7 +16,7 @@ from service.lineage import Lineage
 from service.models import AttemptRow
 from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, IfNoneMatch, answer, unchanged
 from service.routes.state import DatabaseDep, FeedDep, RayDep, StorageDep
-from service.views import ArtifactLink, ArtifactList, EventPage, LogList, LogView, MetricsView
+from service.views import EventPage, LogList, LogView, MetricsView
 from workers.contract import MAX_INTEGER
 from workers.stored import DRIVER
 
@@ -124,34 +124,6 @@ def _attempt(database: DatabaseDep, job_id: str, number: int | None) -> AttemptR
     if row is None and number is not None:
         raise NotFound(f"Job {job_id} has no attempt {number}.")
     return row
-
-
-@router.get("/artifacts", response_model=ArtifactList)
-def list_artifacts(job_id: str, database: DatabaseDep) -> Response:
-    with database.read() as session:
-        jobs.find(session, job_id)
-        return answer(ArtifactList(artifacts=artifacts.list_all(session, job_id)))
-
-
-@router.get(
-    "/artifacts/{name:path}",
-    status_code=307,
-    response_class=RedirectResponse,
-    responses={200: {"model": ArtifactLink, "description": "With `redirect=false`"}},
-)
-def get_artifact(
-    job_id: str,
-    name: str,
-    database: DatabaseDep,
-    storage: StorageDep,
-    redirect: Annotated[bool, Query(description="false: tell the address, for who cannot send a token along, as pictures in pages")] = True,
-) -> Response:
-    """The object itself, by a presigned address, which is good for an hour."""
-    with database.read() as session:
-        jobs.find(session, job_id)
-        key = artifacts.object_key(session, job_id, name)
-    url = storage.presign(key)
-    return RedirectResponse(url, status_code=307) if redirect else answer(ArtifactLink(url=url), headers={"Cache-Control": "no-store"})
 
 
 @router.get("/lineage", response_model=Lineage)
