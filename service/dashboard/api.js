@@ -55,7 +55,7 @@ export async function ask(path, { method = "GET", query, body, headers = {}, sig
     return response;
   }
   const problem = new Problem(response.status, await response.json().catch(() => ({})));
-  note(response.status >= 502 ? `${problem.message} Trying again…` : "");
+  note(response.status >= 502 || response.status === 429 ? `${problem.message} Trying again…` : "");
   if (response.status === 401 && token === session.token()) session.end(problem.message);
   throw problem;
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from service.local import Seaweedfs
 from tests.browser.chromium import ARGUMENTS, program, sign_in
@@ -17,6 +17,7 @@ from tests.browser.scenes import Scenes
 from tests.stand_in.stage import Stage, stage
 
 PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @dataclass

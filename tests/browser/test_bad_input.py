@@ -32,7 +32,7 @@ def test_ten_thousand_lines_a_second_leave_the_page_usable(page: Page, live: Liv
     job_id = live.scenes.submit(PRETRAIN, name="talks a lot")
     live.scenes.attempt(job_id, ago=0)
     page.goto(f"/#/jobs/{job_id}/logs")
-    log = page.get_by_role("region", name="Log")
+    log = page.get_by_role("region", name="Log", exact=True)
     expect(page.get_by_text("Nothing is printed yet")).to_be_visible()
     offset = 0
     for second in range(5):

@@ -2,6 +2,7 @@
 
 import { ask, call, freshKey } from "../api.js";
 import { h } from "../dom.js";
+import { bytes, count } from "../format.js";
 import { confirm, open, toast } from "../page.js";
 import { LABEL } from "../reference.js";
 import { go, link } from "../router.js";
@@ -71,16 +72,12 @@ async function retry(view) {
 
 async function remove(view) {
   const { name } = view.job;
+  const left = await call(`/jobs/${view.id}`, { method: "DELETE", query: { dry_run: "true" } }).catch(() => null);
+  const much =
+    left && left.num_objects ? `: ${left.is_complete ? "" : "more than "}${count(left.num_objects, "object")}, ${bytes(left.bytes)}` : "";
   const work = () => ask(`/jobs/${view.id}`, { method: "DELETE" });
-  if (
-    await confirm({
-      heading: "Delete this job?",
-      text: `${name} and all it left in object storage are deleted, for everybody and for good.`,
-      action: "Delete for good",
-      isDangerous: true,
-      work,
-    })
-  ) {
+  const text = `${name} and all it left in object storage${much} are deleted, for everybody and for good.`;
+  if (await confirm({ heading: "Delete this job?", text, action: "Delete for good", isDangerous: true, work })) {
     toast(`${name} is deleted.`);
     go(["jobs"]);
   }

@@ -25,15 +25,32 @@ export class Differences {
     const key = JSON.stringify([jobs.map(({ name }) => name), paths, values]);
     if (key === this.key) return;
     this.key = key;
-    replace(this.element, h("header", {}, h("h2", {}, "In what they differ")), paths.length ? table(jobs, paths, values) : h("p", { class: "empty" }, "In nothing but their names."));
+    replace(
+      this.element,
+      h("header", {}, h("h2", {}, "In what they differ")),
+      paths.length ? table(jobs, paths, values) : h("p", { class: "empty" }, "In nothing but their names."),
+    );
   }
 }
 
 function table(jobs, paths, values) {
-  const names = jobs.map((job, place) => h("th", { scope: "col" }, h("span", { class: "key", style: { "--key": colour(place, "var") } }, job.name)));
-  const rows = paths.map((path, place) => h("tr", {}, h("th", { scope: "row" }, path), values[place].map((value) => h("td", {}, h("code", {}, value)))));
+  const names = jobs.map((job, place) =>
+    h("th", { scope: "col" }, h("span", { class: "key", style: { "--key": colour(place, "var") } }, job.name)),
+  );
+  const rows = paths.map((path, place) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, path),
+      values[place].map((value) => h("td", {}, h("code", {}, value))),
+    ),
+  );
   const head = h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Field"), names));
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences of the specs" }, h("table", { class: "spec" }, head, h("tbody", {}, rows)));
+  return h(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences of the specs" },
+    h("table", { class: "spec" }, head, h("tbody", {}, rows)),
+  );
 }
 
 function shorten(value) {

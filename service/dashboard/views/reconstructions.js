@@ -1,6 +1,6 @@
 // What the model makes of the same images as it learns: pictures over the time of training.
 
-import { Watched, call } from "../api.js";
+import { call } from "../api.js";
 import { stepsPerEpoch } from "../axis.js";
 import { h, replace, say } from "../dom.js";
 import { grouped, measure } from "../format.js";
@@ -23,7 +23,6 @@ class PictureView {
     Object.assign(this, { context, signal });
     this.pictures = []; // {step, name}
     this.links = new Map();
-    this.watched = new Watched();
     this.slider = h("input", {
       type: "range",
       min: 0,
@@ -57,12 +56,14 @@ class PictureView {
     signal.addEventListener("abort", () => clearInterval(this.timer));
   }
 
+  /** Those that are new: each is asked for once. */
   async refresh() {
-    const { data } = await this.watched.get(`/jobs/${this.context.id}/artifacts`, { signal: this.signal });
-    const found = data.artifacts
-      .filter(({ kind }) => kind === "reconstruction")
-      .map(({ name }) => ({ name, step: Number(/step=0*(\d+)/.exec(name)?.[1] ?? 0) }));
-    found.sort((a, b) => a.step - b.step);
+    const found = [...this.pictures];
+    for (let after = found.at(-1)?.step ?? -1; after !== null;) {
+      const page = await call(`/jobs/${this.context.id}/reconstructions`, { query: { after, limit: 1000 }, signal: this.signal });
+      found.push(...page.reconstructions.map(({ step, picture }) => ({ step, name: picture.name })));
+      after = page.next_after;
+    }
     const wasAtEnd = Number(this.slider.value) >= this.pictures.length - 1;
     const isNew = found.length !== this.pictures.length;
     this.pictures = found;

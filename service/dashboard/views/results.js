@@ -6,6 +6,7 @@ import { bytes, measure, moment, percent, words } from "../format.js";
 import { toast } from "../page.js";
 import { poll } from "../poll.js";
 import { command } from "./copy.js";
+import { States } from "./states.js";
 
 const POLL_SECONDS = 5;
 const FORMATS = {
@@ -50,6 +51,7 @@ export function show(host, context, signal) {
       { class: "stack" },
       h("section", { class: "card" }, h("header", {}, h("h2", {}, "Take it away")), commands),
       figures,
+      new States(context, signal).element,
       h("section", { class: "card" }, h("header", {}, h("h2", {}, "Artifacts")), table, note),
     ),
   );
@@ -58,7 +60,7 @@ export function show(host, context, signal) {
 
   async function refresh() {
     const { data } = await watched.get(`/jobs/${context.id}/artifacts`, { signal });
-    const now = JSON.stringify([data, context.job.result_uri]);
+    const now = JSON.stringify([data, context.job.result_uri, context.job.metrics]);
     if (now === key) return;
     key = now;
     replace(commands, offers(context.job));
@@ -80,7 +82,7 @@ function offers(job) {
   const folder = FOLDERS[job.kind];
   const formats =
     job.kind === "pretrain" || job.kind === "finetune"
-      ? (job.spec.export?.formats ?? []).filter((format) => format in FORMATS && format !== "timm")
+      ? (job.spec.export?.formats ?? Object.keys(FORMATS)).filter((format) => format in FORMATS && format !== "timm")
       : [];
   const each = formats.map((format) =>
     h(
