@@ -10,11 +10,12 @@ import { amend, go, link } from "../router.js";
 import { ACTIVE, AT_WORK, GROUPS } from "../status.js";
 import { follow } from "../stream.js";
 import { JobTable } from "./jobtable.js";
+import { Marks } from "./marks.js";
 
 const PAGE = 100;
 const POLL_SECONDS = 3;
 const MAX_DIRTY = 20; // jobs below the first page that are looked at again in one round
-const FIELDS = "id,name,kind,status,desired_state,reason,labels,progress,created_at,started_at,finished_at";
+const FIELDS = "id,project,name,kind,status,desired_state,reason,labels,progress,created_at,started_at,finished_at";
 const KINDS = ["pretrain", "probe", "finetune", "evaluate", "embed"];
 const SORT = { column: "created", isDescending: true };
 
@@ -35,7 +36,14 @@ class JobsView {
     this.dirty = new Set();
     this.filter = {};
     this.sort = SORT;
-    this.table = new JobTable({ signal, more: () => this.more(), sort: (sort) => this.sortBy(sort), selected: () => this.draw() });
+    this.marks = new Marks(signal);
+    this.table = new JobTable({
+      signal,
+      mark: (job) => this.marks.of(job),
+      more: () => this.more(),
+      sort: (sort) => this.sortBy(sort),
+      selected: () => this.draw(),
+    });
     this.build(main);
   }
 
@@ -148,6 +156,7 @@ class JobsView {
     if (isNew || this.list.cursor === undefined) this.list.refresh(data);
     await this.refreshOthers(new Set(data.jobs.map((job) => job.id)));
     if (round === this.round) this.draw();
+    if ((await this.marks.look([...this.list.byId.values()])) && round === this.round) this.draw();
   }
 
   /** Those that are not on the first page: at work, or told of. */

@@ -20,9 +20,9 @@ const COLUMNS = [
 ];
 
 export class JobTable {
-  /** `more()`: the end is near; `sort(order)`; `selected()`: other rows are chosen. */
-  constructor({ signal, more, sort, selected }) {
-    Object.assign(this, { more, sort, selected });
+  /** `mark(job)`: whether it is outside of its reference; `more()`: the end is near; `sort(order)`; `selected()`: other rows are chosen. */
+  constructor({ signal, mark, more, sort, selected }) {
+    Object.assign(this, { mark, more, sort, selected });
     this.jobs = [];
     this.chosen = new Set();
     this.here = null; // the id of the row that j and k move from
@@ -115,7 +115,7 @@ export class JobTable {
     const kept = new Map();
     const now = Date.now();
     const shown = this.jobs.slice(from, to).map((job, place) => {
-      const look = cells(job, now);
+      const look = { ...cells(job, now), mark: this.mark(job) };
       const key = JSON.stringify([look, job.labels, this.chosen.has(job.id), job.id === this.here]);
       const before = this.rows.get(job.id);
       const row = before?.key === key ? before.row : this.row(job, look);
@@ -170,7 +170,7 @@ export class JobTable {
       ),
       h("td", {}, job.kind),
       h("td", { class: "bar-cell" }, progress(job, look)),
-      h("td", { class: "number" }, look.loss),
+      h("td", { class: "number" }, look.mark ? off(look.mark) : null, look.loss),
       h("td", { class: "number" }, look.speed),
       h("td", { class: "number" }, look.left),
       h("td", { class: "number when", title: new Date(job.created_at).toLocaleString() }, look.age),
@@ -200,6 +200,16 @@ export class JobTable {
     this.draw();
     this.rows.get(this.here)?.row.querySelector("a").focus({ preventScroll: true });
   }
+}
+
+/** A run that has left the band of its reference. */
+function off({ side, name }) {
+  return h(
+    "span",
+    { class: `off ${side}`, title: `${side} the band of its reference “${name}”` },
+    h("span", { class: "unseen" }, `${side} its reference `),
+    h("span", { "aria-hidden": "true" }, side === "above" ? "▲ " : "▼ "),
+  );
 }
 
 /** What the columns say. */
