@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import Depends, FastAPI
@@ -9,6 +10,7 @@ from fastapi import Depends, FastAPI
 from service import errors, openapi
 from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
+from service.connections import Connection
 from service.db import Database
 from service.feed import Feed
 from service.processes import raise_open_files
@@ -70,6 +72,19 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     return app
 
 
+def serving(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves an app. One process: SQLite has one writer, and one feed looks for all streams."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "workers": 1,
+        "http": Connection,
+        "log_config": None,
+        "access_log": False,
+        "timeout_graceful_shutdown": DRAIN_SECONDS,
+    }
+
+
 def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_format)
@@ -77,10 +92,7 @@ def main() -> None:
     open_database(settings).close()
     app = create_app(settings)
     require_rights(app.state.storage)
-    # one process: SQLite has one writer, and one feed looks for all streams
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
-    )
+    uvicorn.run(app, **serving(settings))
 
 
 if __name__ == "__main__":
