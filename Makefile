@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test faults chaos check bench lint format install clean
+.PHONY: help demo up down test faults chaos check bench docs lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
@@ -12,6 +12,7 @@ help:
 	@echo "make faults  install, and run the whole table of faults, whose outcome it writes to tests/faults/outcome.md"
 	@echo "make chaos   install, and run 1,000 jobs against a stand-in of Ray and 100 on Ray under seeded faults"
 	@echo "make bench   install, and run the benchmarks"
+	@echo "make docs    write docs/reference anew from the code"
 	@echo "make check   format, lint, types, architecture and unit tests"
 
 demo: .venv/installed
@@ -33,11 +34,14 @@ chaos: .venv/installed-dev
 	$(BIN)/python -m tests.faults.chaos
 
 check: lint
-	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py
+	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py tests/test_documentation.py
 
 # Each prints one JSON line or more; benchmarks/README.md has the last ones. Some minutes each; cifar10 and cifar10_table take hours and run by hand.
 bench: .venv/installed-dev
 	@for name in train_step images start_up export embed checkpoint_stall cheap_pretraining recover reattach dispatch watchers ingest series list_jobs submit; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+docs: .venv/installed-dev
+	$(BIN)/python -m docs.generate
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
