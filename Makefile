@@ -38,7 +38,7 @@ check: lint
 
 # Each prints one JSON line or more; benchmarks/README.md has the last ones. Some minutes each; cifar10 and cifar10_table take hours and run by hand.
 bench: .venv/installed-dev
-	@for name in train_step images start_up export embed checkpoint_stall cheap_pretraining recover reattach dispatch watchers ingest series list_jobs submit; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in train_step images start_up export embed checkpoint_stall cheap_pretraining recover reattach dispatch watchers ingest series list_jobs submit hour; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: .venv/installed-dev
 	$(BIN)/python -m docs.generate

@@ -12,6 +12,7 @@ from benchmarks import (
     dispatch,
     embed,
     export,
+    hour,
     images,
     ingest,
     list_jobs,
@@ -173,6 +174,13 @@ def test_list_jobs(on_stand_in: Stage) -> None:
     assert {"first page", "next page", "text: one job", "all together", "an unchanged job (304)"} <= set(first["questions"])
     assert first["value"] == max(each["p95"] for each in first["questions"].values())
     assert 1000 < first["bytes"] < list_jobs.GOAL_BYTES
+
+
+def test_hour(on_stand_in: Stage) -> None:
+    line = hour.measure(on_stand_in, seconds=10, num_long_jobs=2)
+    assert (line["num_jobs"], line["num_requests_of_users"], line["database"]) == (3, 2 + 1 + 3 * 3 * 5 + 10, on_stand_in.database)
+    for process in ("api", "dispatcher"):
+        assert min(line[process]["before"], line[process]["after"]) > 0
 
 
 def test_submit(on_stand_in: Stage) -> None:
