@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from docs.generate import contract, spec
+from docs.generate import contract, rest, spec
 from docs.generate.markdown import anchor
 from docs.generate.pages import FOLDER, differing, pages
 from docs.generate.settings import OTHERS
@@ -85,6 +85,11 @@ def models_of_specs() -> set[type[BaseModel]]:
 def test_every_field_of_a_spec_says_what_it_is(model: type[BaseModel]) -> None:
     for name, info in model.model_fields.items():
         assert name == "kind" or info.description or spec.sections_in(info.annotation), f"{model.__name__}.{name} needs a description"
+
+
+def test_every_operation_says_what_it_does() -> None:
+    operations = [one for methods in rest.description()["paths"].values() for one in methods.values()]
+    assert [one["operationId"] for one in operations if not one.get("description")] == [], "give the route's function a docstring"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)

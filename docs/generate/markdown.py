@@ -13,11 +13,11 @@ def page(title: str, *parts: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Empty where there are no rows."""
+    """Without columns that have nothing to say; empty where there are no rows."""
     cells = [[_cell(text) for text in row] for row in rows]
-    if not cells:
-        return ""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(heads), ["---"] * len(heads), *cells])
+    shown = [place for place in range(len(heads)) if any(row[place] for row in cells)]
+    lines = [[row[place] for place in shown] for row in [list(heads), ["---"] * len(heads), *cells]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if cells else ""
 
 
 def _cell(text: str) -> str:

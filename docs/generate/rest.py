@@ -60,7 +60,7 @@ def _is_of_spec(name: str) -> bool:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any], name_of: schema.Shown) -> str:
-    parts = [f"## {method.upper()} {path}", prose(operation.get("description") or sentence(operation["summary"]))]
+    parts = [f"## {method.upper()} {path}", prose(operation.get("description", ""))]
     parameters = [
         (code(given["name"]), given["in"], schema.in_words(given["schema"], name_of), sentence(given.get("description", "")))
         for given in operation.get("parameters", ())

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from workers.contract import MAX_INTEGER
+
 Node = dict[str, Any]
 Shown = Callable[[str], str]  # how a schema is named that another refers to
 
@@ -41,7 +43,7 @@ def _limits(node: Node) -> str:
     limits = [
         f"{sign} {node[name]:g}" if isinstance(node[name], float) else f"{sign} {node[name]:,}"
         for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-        if name in node
+        if name in node and node[name] != MAX_INTEGER
     ]
     if "multipleOf" in node:
         limits.append(f"a multiple of {node['multipleOf']:g}")

@@ -127,6 +127,7 @@ def _attempt(database: DatabaseDep, job_id: str, number: int | None) -> AttemptR
 
 @router.get("/artifacts", response_model=ArtifactList)
 def list_artifacts(job_id: str, database: DatabaseDep) -> Response:
+    """What the job has left in object storage: its result, pictures, training states (the newest two) and logs."""
     with database.read() as session:
         jobs.find(session, job_id)
         return answer(ArtifactList(artifacts=artifacts.list_all(session, job_id)))
