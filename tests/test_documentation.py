@@ -16,7 +16,7 @@ from mae_core.config import RUN_SPEC, with_absolute_paths
 from mae_core.series import SERIES
 from service.errors import all_problems
 from service.settings import Settings
-from tests.documents.blocks import CHECKED, PAGES, PROJECT, RUN, SHOWN, Block, blocks_of
+from tests.blocks import CHECKED, PAGES, PROJECT, RUN, SHOWN, Block, blocks_of
 from workers.contract import Condition, EventType, JobStatus, Reason
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 PAGES = sorted(path for path in [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")] if path.parent != PROJECT / "docs" / "reference")
 RUN = ("sh", "python")
 CHECKED = ("yaml",)
