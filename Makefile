@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test faults chaos check bench docs lint format install clean
+.PHONY: help demo up down test faults chaos multihost check bench docs lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    install, and run all tests"
 	@echo "make faults  install, and run the whole table of faults, whose outcome it writes to tests/faults/outcome.md"
 	@echo "make chaos   install, and run 1,000 jobs against a stand-in of Ray and 100 on Ray under seeded faults"
+	@echo "make multihost  install, and as root run a training over network namespaces as machines: one is cut off, one killed"
 	@echo "make bench   install, and run the benchmarks"
 	@echo "make docs    write docs/reference anew from the code"
 	@echo "make check   format, lint, types, architecture and unit tests"
@@ -32,6 +33,9 @@ faults: .venv/installed-dev
 
 chaos: .venv/installed-dev
 	$(BIN)/python -m tests.faults.chaos
+
+multihost: .venv/installed-dev
+	$(BIN)/python -m tests.multihost
 
 check: lint
 	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py tests/test_documentation.py

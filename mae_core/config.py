@@ -21,6 +21,7 @@ from mae_core.options import (
     EvaluationConfig,
     FinetuneDataConfig,
     FinetuneOptim,
+    KeepConfig,
     MaskingConfig,
     MixConfig,
     ModelConfig,
@@ -74,6 +75,19 @@ class RunConfig(Strict):
         num_images, parts = self._shared_batch()
         each = math.prod(parts.values())
         return [count for count in self.resources.workers_asked if num_images % (count * each) == 0]
+
+    def ranked_by(self) -> frozenset[str]:
+        """The series by which its training states can be told to be better or worse; none where it saves no states."""
+        return frozenset()
+
+    def check_keep(self, keep: KeepConfig) -> None:
+        """Raises ValueError, beginning with the field's name, where this run's states cannot be kept so."""
+        known = self.ranked_by()
+        if keep.best is not None and keep.best.metric not in known:
+            raise ValueError(
+                f"checkpoint.keep.best.metric: {keep.best.metric!r} is not told while this run trains; it tells {', '.join(sorted(known))} "
+                "(val_accuracy with evaluate_every_epochs, knn_accuracy and probe_accuracy with evaluation.labelled)"
+            )
 
     def _shared_batch(self) -> tuple[int, dict[str, int]]:
         """A step's images (0: workers share no batches), and into what each worker divides its part of them, as an error names it."""
@@ -179,8 +193,13 @@ class PretrainSpec(RunConfig):
         labelled = self.evaluation.labelled
         if labelled is not None and DIGITS in (labelled.source, labelled.validation) and self.model.in_chans != 1:
             raise ValueError(f"evaluation.labelled: the digits have 1 channel, but model.in_chans is {self.model.in_chans}")
+        self.check_keep(self.checkpoint.keep)
         check_formats(self.export, self.export_refusals())
         return self
+
+    def ranked_by(self) -> frozenset[str]:
+        asked = {"knn_accuracy": self.evaluation.knn, "probe_accuracy": self.evaluation.probe_epochs}
+        return frozenset({"loss"} | ({name for name, wanted in asked.items() if wanted} if self.evaluation.labelled is not None else set()))
 
     def _shared_batch(self) -> tuple[int, dict[str, int]]:
         accumulation, num_masks = self.optim.accumulation, self.masking.num_masks
@@ -246,6 +265,7 @@ class ProbeSpec(EncoderRun):
         self._check_held_back()
         if self.data.transform is not None:
             self._check_batch(self.optim)
+            self.check_keep(self.checkpoint.keep)
             if self.num_seeds > 1:
                 raise ValueError(
                     "num_seeds: several heads share features that are encoded once; set data.transform to null, or num_seeds to 1"
@@ -258,6 +278,9 @@ class ProbeSpec(EncoderRun):
         if self.optim.batch_size_per_device is not None:
             raise ValueError("optim.batch_size_per_device: every worker trains on whole batches of features; leave it out")
         return self
+
+    def ranked_by(self) -> frozenset[str]:
+        return frozenset() if self.data.transform is None else frozenset({"loss"})
 
     def _shared_batch(self) -> tuple[int, dict[str, int]]:
         if self.data.transform is None:
@@ -294,8 +317,12 @@ class FinetuneSpec(EncoderRun):
             raise ValueError(
                 f"data.transform.rand_augment: its colour operations need 1 or 3 channels, not {self.model.in_chans}; set it to null"
             )
+        self.check_keep(self.checkpoint.keep)
         check_formats(self.export, self.export_refusals())
         return self
+
+    def ranked_by(self) -> frozenset[str]:
+        return frozenset({"loss", "val_accuracy"} if self.evaluate_every_epochs is not None else {"loss"})
 
     def _shared_batch(self) -> tuple[int, dict[str, int]]:
         accumulation = self.optim.accumulation
@@ -356,6 +383,7 @@ def _check_same(own: ModelConfig, model: ModelConfig, *, where: str, remedy: str
 
 
 Spec = PretrainSpec | ProbeSpec | FinetuneSpec | EvaluateSpec | EmbedSpec
+TrainingSpec = PretrainSpec | ProbeSpec | FinetuneSpec
 EncoderSpec = ProbeSpec | FinetuneSpec | EvaluateSpec | EmbedSpec
 RunSpec = Annotated[Spec, Field(discriminator="kind")]
 RUN_SPEC: TypeAdapter[Spec] = TypeAdapter(RunSpec)

@@ -501,7 +501,27 @@ class RetryConfig(Strict):
     hang_minutes: float = Field(default=15.0, gt=0, description="the least time without a step that counts as hanging")
 
 
+class BestConfig(Strict):
+    """The states at which a series was highest or lowest: of each state its newest value then. NaN and infinity are none."""
+
+    metric: str = Field(min_length=1, max_length=100, examples=["val_accuracy"], description="the series' name")
+    mode: Literal["max", "min"] = Field(description="whether a high value is good, or a low one")
+    number: int = Field(default=1, ge=1, le=1000, description="how many of the best")
+
+
+class KeepConfig(Strict):
+    """Which training states stay in object storage: all that one of these names. The others are deleted, but for those that are pinned.
+
+    On a machine's own disk, and without the service, the newest stay.
+    """
+
+    last: int = Field(default=2, ge=1, le=1000, description="the newest ones")
+    every_steps: int | None = Field(default=None, ge=1, description="of each so many steps the first one saved; null: none for that reason")
+    best: BestConfig | None = Field(default=None, description="null: none for that reason")
+
+
 class CheckpointConfig(Strict):
-    """How often training state is saved."""
+    """How often training state is saved, and which of it is kept."""
 
     every_steps: int = Field(default=200, ge=1, description="optimiser steps between two states: what a lost machine costs at most")
+    keep: KeepConfig = KeepConfig()

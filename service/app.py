@@ -14,9 +14,10 @@ from service.feed import Feed
 from service.migrations.schema import require_head
 from service.processes import raise_open_files
 from service.processlog import configure_logging
+from service.ratelimit import RateLimit
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
-from service.routes import catalogue, events, health, jobs, reports, runs, telemetry, tokens, webhooks
+from service.routes import artifacts, catalogue, dashboard, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
@@ -49,11 +50,13 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     errors.install(app)
     openapi.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(RateLimit, rate=settings.rate_limit, telemetry=app.state.telemetry)
     app.add_middleware(RequestLog, telemetry=app.state.telemetry)
     audiences = (
         (jobs.router, USERS),
         (events.router, USERS),
         (runs.router, USERS),
+        (artifacts.router, USERS),
         (catalogue.router, USERS),
         (webhooks.router, WEBHOOK_OWNERS),
         (tokens.router, ADMINS),
@@ -63,6 +66,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     app.include_router(reports.router, prefix="/v1")
     app.include_router(health.router)
     app.include_router(telemetry.router)
+    app.include_router(dashboard.router)
     return app
 
 

@@ -13,6 +13,7 @@ from service import tokens
 from service.db import Database, utc_now
 from service.errors import Forbidden, NoSuchJob, NoSuchWebhook, NotAuthenticated
 from service.models import JobRow, WebhookRow
+from service.ratelimit import note_known
 from service.settings import Settings
 from service.tokens import Role
 from workers.contract import attempt_token
@@ -47,6 +48,7 @@ class Audience:
         if credentials is None:
             raise NotAuthenticated
         caller = _caller(request, credentials.credentials)
+        note_known(request)
         needed = self.role_for(request.method)
         if not caller.role.includes(needed):
             raise Forbidden(f"This takes a token of the role {needed}, and {caller.shown} is a {caller.role}'s.")
@@ -95,6 +97,7 @@ def require_scraper(request: Request, credentials: Credentials) -> None:
     expected = settings.metrics_token
     if credentials is None or expected is None or not same_secret(credentials.credentials, expected.get_secret_value()):
         ADMINS(request, credentials)
+    note_known(request)
 
 
 def same_secret(given: str, expected: str) -> bool:
@@ -107,3 +110,4 @@ def require_attempt_token(request: Request, credentials: Credentials, job_id: st
     expected = attempt_token(settings.secret_key.get_secret_value(), job_id, attempt)
     if credentials is None or not same_secret(credentials.credentials, expected):
         raise NotAuthenticated("Reports carry the token of their own attempt.")
+    note_known(request)

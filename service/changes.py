@@ -1,4 +1,4 @@
-"""What a user may change of a job at any time: its name, labels, priority and notes."""
+"""What a user may change of a job at any time: its name, labels, priority, notes, and which training states stay."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from mae_core.options import Strict
-from service import etags, events, jobs, search
+from mae_core.options import KeepConfig, Strict
+from service import checkpoints, etags, events, jobs, search
 from service.errors import PreconditionFailed, PreconditionRequired
 from service.models import JobRow
 from workers.contract import EventType
@@ -16,11 +16,12 @@ MAX_NOTES = 20_000
 
 
 class JobChange(Strict):
-    """What is to be different; what is left out stays. `labels` are replaced as a whole. The spec, which workers have, stays as it is."""
+    """What is to be different; what is left out stays. `labels` and `keep` are replaced as a whole. The spec, which workers have, stays."""
 
     name: str = Field(default_factory=str, min_length=1, max_length=200)  # a factory: there is no default to be described
     labels: dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=200)]] = Field(default_factory=dict, max_length=32)
     priority: int = Field(default_factory=int, ge=-1000, le=1000, description="of a job that waits: at once its place in the line")
+    keep: KeepConfig = Field(default_factory=KeepConfig, description="which training states stay, as a whole; the others are deleted soon")
     notes: str | None = Field(default=None, max_length=MAX_NOTES, description="free text; null: none")
 
 
@@ -34,13 +35,18 @@ def change(session: Session, job_id: str, wanted: JobChange, *, if_match: str | 
     tag = etags.of_job(row, now=now)
     if etags.is_edited_since(if_match, tag):
         raise PreconditionFailed(f"Job {job_id} was changed since you read it; read it again, and send its new ETag, {tag}.")
-    new = {name: getattr(wanted, name) for name in etags.EDITABLE if name in wanted.model_fields_set}
+    if "keep" in wanted.model_fields_set:
+        checkpoints.check(row, wanted.keep, field="keep")
+    given = wanted.model_dump(mode="json")
+    new = {name: given[name] for name in etags.EDITABLE if name in wanted.model_fields_set}
     changes = {name: (getattr(row, name), value) for name, value in new.items() if getattr(row, name) != value}
     if not changes:
         return row
     for name, (_, value) in changes.items():
         setattr(row, name, value)
     row.version += 1
+    if "keep" in changes:
+        row.prune_at = now
     if changes.keys() & {"name", "labels"}:
         search.forget(session, job_id)
         search.index(session, row)

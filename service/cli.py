@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mae_core.exports.formats import ExportFormat
-from service import client_logs, token_commands
+from service import client_logs, cluster_commands, token_commands
 from service import watch as terminal
 from service.client import Json, MaestroClient, MaestroError, files_of
 from service.console import connect, print_json, print_table
@@ -50,6 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(token_commands.app, name="tokens")
+app.add_typer(cluster_commands.app, name="cluster")
 JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", help="State folder; else $MAESTRO_HOME, else ~/.maestro.")]

@@ -26,7 +26,7 @@ __all__ = ["ApiError", "DownloadError", "Json", "MaestroClient", "MaestroError",
 TokenRole = Literal["reader", "submitter", "admin"]
 T = TypeVar("T")
 _AWAY = (httpx.TransportError,)
-_AWAY_STATUS = frozenset({502, 503, 504})
+_AWAY_STATUS = frozenset({429, 502, 503, 504})
 _STREAM_TIMEOUT = httpx.Timeout(30.0, read=60.0)  # a stream that says nothing for a minute is opened anew
 
 
@@ -265,6 +265,7 @@ class MaestroClient:
                 if time.monotonic() + pause > deadline:
                     raise self._unreachable(error) from error
             except ApiError as error:
+                pause = max(pause, error.retry_after_seconds if error.status == 429 else 0.0)
                 if error.status not in _AWAY_STATUS or time.monotonic() + pause > deadline:
                     raise
             self._sleep(pause)

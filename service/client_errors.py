@@ -35,6 +35,8 @@ class ApiError(MaestroError):
             body = response.json()
             problem = body if isinstance(body, dict) else {}
         self.status = response.status_code
+        after = response.headers.get("Retry-After", "")
+        self.retry_after_seconds = float(after) if after.isdecimal() else 0.0
         self.type = str(problem.get("type", "about:blank"))
         self.detail = str(problem.get("detail") or problem.get("title") or response.text[:200] or response.reason_phrase)
         self.errors: list[Json] = problem.get("errors") or []

@@ -20,6 +20,7 @@ class Count(StrEnum):
     WEBHOOKS_DELIVERED = "webhooks_delivered"
     WEBHOOKS_FAILED = "webhooks_failed"
     WEBHOOKS_DEAD = "webhooks_dead"
+    BYTES_FREED = "bytes_freed"
 
 
 MEANINGS: dict[Count, str] = {
@@ -29,6 +30,7 @@ MEANINGS: dict[Count, str] = {
     Count.WEBHOOKS_DELIVERED: "Deliveries that a receiver has taken",
     Count.WEBHOOKS_FAILED: "Tries that failed and come again",
     Count.WEBHOOKS_DEAD: "Deliveries that were given up",
+    Count.BYTES_FREED: "Bytes of deleted jobs and training states taken away from object storage",
 }
 
 

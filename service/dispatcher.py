@@ -12,8 +12,8 @@ from service import endings, leases, policy
 from service.actions import Actions
 from service.counters import Count, Tally
 from service.db import Database, utc_now
-from service.deletion import Deleter
 from service.errors import RayUnreachable, StorageUnreachable
+from service.housekeeping import Housekeeper
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Overtaken
 from service.migrations.schema import require_head
@@ -51,7 +51,6 @@ class Dispatcher:
         self.tally = Tally()
         self._reconciler = Reconciler(database, ray, settings, tally=self.tally, clock=clock)
         self._thinning = Thinning(database, settings, clock=clock)
-        self._deleter = Deleter(database, storage, clock=clock)
         self._owner = leases.owner_name(self)
         self._line_at = self._store_at = clock()
         self._stopping = threading.Event()
@@ -71,7 +70,6 @@ class Dispatcher:
                 self.tick()
                 self._reconciler.sweep_when_due()
                 self._thinning.sweep_when_due()
-                self._deleter.sweep_when_due()
                 self._store_counts_when_due()
                 pause = self._settings.poll_seconds
             except Exception:
@@ -184,16 +182,20 @@ def main() -> None:
     ray = HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     dispatcher = Dispatcher(database, storage, ray, settings)
     sender = Sender(database, settings, tally=dispatcher.tally)
-    sending = threading.Thread(target=sender.run, name="webhooks")
+    housekeeper = Housekeeper(database, storage, tally=dispatcher.tally)
+    beside = [threading.Thread(target=sender.run, name="webhooks"), threading.Thread(target=housekeeper.run, name="housekeeping")]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: dispatcher.stop())
     log.info("dispatching for %s", settings.ray_url)
-    sending.start()
+    for thread in beside:
+        thread.start()
     try:
         dispatcher.run()
     finally:
         sender.stop()
-    sending.join()
+        housekeeper.stop()
+    for thread in beside:
+        thread.join()
     ray.close()
     database.close()
 

@@ -15,6 +15,7 @@ Problem
 │   └── StaleAttempt           a report of an attempt that is not the job's current one
 ├── PreconditionFailed    412  the thing was changed since it was read
 ├── PreconditionRequired  428  a change says what it was based on
+├── TooManyRequests       429  of one token, or of one address without a good one
 └── Unavailable           503  something we need does not answer; try again
     ├── StorageUnreachable
     └── RayUnreachable
@@ -137,6 +138,15 @@ class PreconditionRequired(Problem):
     status, type, title = 428, "precondition-required", "If-Match is needed"
 
 
+class TooManyRequests(Problem):
+    """The caller asks more often than it may. Wait `Retry-After` seconds."""
+
+    status, type, title = 429, "too-many-requests", "Too many requests"
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"Wait {seconds} s, and ask less often.", headers={"Retry-After": str(seconds)})
+
+
 class Unavailable(Problem):
     """Something that the service needs does not answer. Try again after `Retry-After` seconds."""
 
@@ -257,11 +267,16 @@ def _problem(
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _on_problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Problem)
+def answer_of(error: Problem) -> JSONResponse:
+    """For whoever stands outside of the routes."""
     return _problem(
         status=error.status, type=error.type, title=error.title, detail=error.detail, errors=error.errors, headers=error.headers
     )
+
+
+def _on_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Problem)
+    return answer_of(error)
 
 
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from service import conditions
 from service.models import JobRow
 
-EDITABLE = ("name", "labels", "priority", "notes")
+EDITABLE = ("name", "labels", "priority", "notes", "keep")
 # of what is shown; the spec, which is large, is never changed without the version
 _SHOWN = (
     *("version", "progress", "metrics", "reason", "detail", "status", "desired_state", "attempt", "result_uri"),

@@ -10,7 +10,7 @@ from sqlalchemy import and_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from mae_core.config import RUN_SPEC, Spec
+from mae_core.config import RUN_SPEC, Spec, TrainingSpec
 from service import etags, events, search
 from service.db import Database, utc_now
 from service.errors import Conflict, Invalid, NoSuchJob, spec_errors
@@ -83,13 +83,14 @@ def submit(
 
 
 def retry(database: Database, storage: Storage, settings: Settings, job_id: str, *, idempotency_key: str | None) -> Submitted:
-    """A new job of the spec of one that has failed or was cancelled, with the name, labels and priority that it has now. It starts anew."""
+    """A new job of the spec of one that has failed or was cancelled, with what can be changed of it as it is now. It starts anew."""
     with database.read() as session:
         row = find(session, job_id)
     if row.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise Conflict(f"Job {job_id} is {row.status}; only one that has failed or was cancelled can be tried again.")
     try:
-        spec = RUN_SPEC.validate_python(row.spec | {"name": row.name, "labels": row.labels, "priority": row.priority})
+        kept = {} if row.keep is None else {"checkpoint": row.spec.get("checkpoint", {}) | {"keep": row.keep}}
+        spec = RUN_SPEC.validate_python(row.spec | {"name": row.name, "labels": row.labels, "priority": row.priority} | kept)
     except ValidationError as error:
         raise Conflict(f"The spec of job {job_id} is not one of this version any more: {spec_errors(error.errors())[0]}") from None
     return submit(database, storage, settings, spec, idempotency_key=idempotency_key, project=row.project, retry_of=job_id)
@@ -148,6 +149,7 @@ def _insert(session: Session, spec: Spec, *, retry_of: str | None, **columns: st
         num_gpus=counts[0] * resources.gpus_per_worker,
         max_cpus=counts[-1] * resources.cpus_per_worker,
         max_gpus=counts[-1] * resources.gpus_per_worker,
+        keep=spec.checkpoint.keep.model_dump(mode="json") if isinstance(spec, TrainingSpec) and spec.ranked_by() else None,
         created_at=now,
         due_at=now,
         retry_of=retry_of,

@@ -4,11 +4,12 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, case, literal, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
 from service import events, leases
+from service.db import UtcDateTime
 from service.models import JobRow
 from workers.contract import EventType, JobStatus, Reason
 
@@ -63,7 +64,8 @@ def transition(
     if to is JobStatus.RUNNING and before.started_at is None:
         values["started_at"] = now
     if to.is_terminal:
-        values |= {"finished_at": now, "due_at": None}
+        has_saved = and_(JobRow.keep.is_not(None), JobRow.attempt > 0)  # perhaps only half of a state, the last time
+        values |= {"finished_at": now, "due_at": None, "prune_at": case((has_saved, literal(now, UtcDateTime())))}
     allowed_from = [status for status, targets in ALLOWED.items() if to in targets]
     statement = update(JobRow).where(JobRow.id == job_id, JobRow.status.in_(allowed_from)).values(values)
     if lease is not None:

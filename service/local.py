@@ -45,12 +45,13 @@ def s3_client(endpoint: str, *, access_key: str, secret_key: str) -> Any:
 class Seaweedfs:
     """One SeaweedFS server (`weed mini`) over a folder. Its keys are given once and must stay the same for that folder."""
 
-    def __init__(self, directory: Path, *, run: str, log: Path, access_key: str, secret_key: str) -> None:
+    def __init__(self, directory: Path, *, run: str, log: Path, access_key: str, secret_key: str, address: str = LOOPBACK) -> None:
         self.access_key = access_key
+        self._address = address
         self.secret_key = secret_key
         self._directory = directory
         self._ports = dict(zip(_WEED_PORTS, free_ports(len(_WEED_PORTS)), strict=True))
-        self.endpoint = f"http://{LOOPBACK}:{self._ports['s3.port']}"
+        self.endpoint = f"http://{address}:{self._ports['s3.port']}"
         environment = child_environment(run, AWS_ACCESS_KEY_ID=access_key, AWS_SECRET_ACCESS_KEY=secret_key, GOMEMLIMIT="300MiB")
         self.child = Child("SeaweedFS", self._command(), environment=environment, log=log, is_ready=self._accepts_objects)
 
@@ -60,8 +61,8 @@ class Seaweedfs:
             "-logtostderr",
             "mini",
             f"-dir={self._directory}",
-            f"-ip={LOOPBACK}",
-            f"-ip.bind={LOOPBACK}",
+            f"-ip={self._address}",
+            f"-ip.bind={self._address}",
             *(f"-{name}={port}" for name, port in self._ports.items()),
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",

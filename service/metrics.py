@@ -12,6 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
@@ -97,6 +98,14 @@ def read(
         shown = curve.downsample(max_points)
         found[name] = Series(steps=shown.steps.tolist(), values=shown.values.tolist())
     return dict(sorted(found.items()))
+
+
+def values_at(session: Session, job_id: str, name: str, steps: Sequence[int]) -> list[float | None]:
+    """Of one series the newest value at each of `steps`, or before it; None where there is none yet."""
+    for _, curve in _curves_of_job(session, job_id, names=frozenset({name})):
+        places = np.searchsorted(curve.steps, steps, side="right") - 1
+        return [float(curve.values[place]) if place >= 0 else None for place in places]
+    return [None] * len(steps)
 
 
 def thin(session: Session, job_id: str) -> None:

@@ -46,6 +46,7 @@ class JobRow(Base):
         Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),
         Index("ix_jobs_waits_for", "waits_for", **_where("waits_for IS NOT NULL")),
         Index("ix_jobs_waiting_since", "waiting_since", **_where("waiting_since IS NOT NULL")),
+        Index("ix_jobs_prune_at", "prune_at", **_where("prune_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
@@ -92,6 +93,9 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
     desired_since: Mapped[datetime | None]  # when the user last wanted something else
     deleted_at: Mapped[datetime | None]  # since then there is no such job; `deletion` takes away what it left
+
+    keep: Mapped[dict[str, Any] | None]  # which training states stay, a KeepConfig; None: it has none, or is of before
+    prune_at: Mapped[datetime | None]  # when to look at which of them go; None: nothing has changed since
 
     due_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(CleanString(200))
@@ -217,6 +221,10 @@ class ArtifactRow(Base):
     """One thing a job left in object storage; `name` is its key below the job's prefix, ending in / for a folder."""
 
     __tablename__ = "artifacts"
+    __table_args__ = (
+        Index("ix_artifacts_job_id_kind_step", "job_id", "kind", "step"),
+        Index("ix_artifacts_deleted_at", "deleted_at", **_where("deleted_at IS NOT NULL")),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     name: Mapped[str] = mapped_column(CleanString(900), primary_key=True)
@@ -226,6 +234,18 @@ class ArtifactRow(Base):
     sha256: Mapped[str | None] = mapped_column(CleanString(64))
     uri: Mapped[str] = mapped_column(CleanString(2000))
     created_at: Mapped[datetime]
+    step: Mapped[int | None] = mapped_column(BigInteger)  # of what belongs to one
+    pinned_at: Mapped[datetime | None]  # since then it is not to be deleted
+    deleted_at: Mapped[datetime | None]  # since then there is no such thing; `pruning` takes away its objects
+
+
+class DeletedJobRow(Base):
+    """A job that is gone, with all its rows, while a worker that was cut off may still upload what it had."""
+
+    __tablename__ = "deleted_jobs"
+
+    id: Mapped[str] = mapped_column(CleanString(40), primary_key=True)
+    look_at: Mapped[datetime] = mapped_column(index=True)  # when to take away what has come since
 
 
 class TokenRow(Base):

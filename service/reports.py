@@ -18,6 +18,7 @@ from service.models import AttemptRow, JobRow
 from service.policy import why_it_ends
 from workers.contract import (
     CONTRACT_VERSION,
+    MAX_INTEGER,
     WORKER_EVENTS,
     DesiredState,
     Event,
@@ -28,11 +29,12 @@ from workers.contract import (
     Report,
     ReportAnswer,
 )
-from workers.stored import KEPT_TRAINING_STATES, result_prefix
+from workers.state_names import age, is_state_of
+from workers.stored import result_prefix
 
 log = logging.getLogger(__name__)
 
-_ARTIFACT_KINDS = {EventType.RECONSTRUCTIONS_WRITTEN: "reconstruction", EventType.TRAINING_STATE_COMMITTED: "training_state"}
+_ARTIFACT_KINDS = {EventType.RECONSTRUCTIONS_WRITTEN: artifacts.PICTURE, EventType.TRAINING_STATE_COMMITTED: artifacts.TRAINING_STATE}
 # after these the run will be over soon: the dispatcher should look without delay
 _LAST_WORDS = {EventType.RUN_FAILED, EventType.RUN_STOPPED, EventType.RESULT_COMMITTED}
 
@@ -98,9 +100,12 @@ def _follow(session: Session, job: JobRow, attempt: AttemptRow, event: Event, *,
     elif event.type is EventType.RUN_FAILED:
         attempt.reason, attempt.message = _reason(event.data), str(event.data.get("message", ""))[:4000]
     elif event.type in _ARTIFACT_KINDS:
-        _add_artifact(session, attempt, event.data, kind=_ARTIFACT_KINDS[event.type], bucket=bucket, at=event.at)
+        step = told if isinstance(told := event.data.get("step"), int) and 0 <= told <= MAX_INTEGER else None
+        _add_artifact(session, attempt, event.data, kind=_ARTIFACT_KINDS[event.type], step=step, bucket=bucket, at=event.at)
         if event.type is EventType.RECONSTRUCTIONS_WRITTEN and isinstance(arrays := event.data.get("arrays"), dict):
-            _add_artifact(session, attempt, arrays, kind="reconstruction_arrays", bucket=bucket, at=event.at)
+            _add_artifact(session, attempt, arrays, kind=artifacts.ARRAYS, step=step, bucket=bucket, at=event.at)
+        if event.type is EventType.TRAINING_STATE_COMMITTED:
+            job.prune_at = now
     elif event.type is EventType.RESULT_COMMITTED:
         uri = f"s3://{bucket}/{result_prefix(artifacts.job_prefix(job_id), job.kind)}"
         if event.data.get("uri") == uri:
@@ -134,12 +139,20 @@ def _reason(data: dict[str, Any]) -> Reason:
         return Reason.INTERNAL_ERROR
 
 
-def _add_artifact(session: Session, attempt: AttemptRow, told: dict[str, Any], *, kind: str, bucket: str, at: datetime) -> None:
+def _add_artifact(
+    session: Session, attempt: AttemptRow, told: dict[str, Any], *, kind: str, step: int | None, bucket: str, at: datetime
+) -> None:
     """A report that cannot be read as an artifact is still a report: its training must not hang on it."""
     key, num_bytes, sha256 = told.get("key"), told.get("bytes"), told.get("sha256")
-    if not isinstance(key, str) or not key.startswith(artifacts.job_prefix(attempt.job_id)) or not isinstance(num_bytes, int):
+    prefix = artifacts.job_prefix(attempt.job_id)
+    if not isinstance(key, str) or not key.startswith(prefix) or not isinstance(num_bytes, int):
         log.warning("job %s: a %s without a usable key and size", attempt.job_id, kind)
         return
+    if kind == artifacts.TRAINING_STATE:
+        if not is_state_of(prefix, key):  # all below that key will be deleted
+            log.warning("job %s: %r is not where a training state lies", attempt.job_id, key[:200])
+            return
+        step = age(key)[2]
     artifacts.add(
         session,
         attempt.job_id,
@@ -150,6 +163,5 @@ def _add_artifact(session: Session, attempt: AttemptRow, told: dict[str, Any], *
         sha256=sha256 if isinstance(sha256, str) else None,
         bucket=bucket,
         at=at,
+        step=step,
     )
-    if kind == "training_state":
-        artifacts.keep_newest(session, attempt.job_id, kind=kind, number=KEPT_TRAINING_STATES)

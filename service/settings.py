@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     s3_region: str = Field(default="us-east-1", description="Set it to the bucket's region.")
     s3_bucket: str = Field(min_length=3, description="Set it to the bucket that holds the jobs' results.")
 
+    rate_limit: float = Field(
+        default=200.0, ge=1, description="Set it to the requests a second that each API process takes of one token, 10 s of them at once."
+    )
     max_workers_per_job: int = Field(default=64, ge=1, description="Set it to the most workers that one job may ask for.")
     sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import boto3
@@ -33,6 +34,31 @@ class StoredObject(NamedTuple):
     bytes: int
 
 
+class Upload(NamedTuple):
+    """An object that is being uploaded in parts, or was when whoever did it died."""
+
+    key: str
+    id: str
+    begun_at: datetime
+
+
+class UploadsPlace(NamedTuple):
+    """Where in a listing of uploads a page ends, in the store's own words."""
+
+    key: str
+    id: str
+
+
+START = UploadsPlace("", "")
+
+
+class UploadsPage(NamedTuple):
+    """next: None: there are no more."""
+
+    uploads: list[Upload]
+    next: UploadsPlace | None
+
+
 class Storage(Protocol):
     """What the service asks of object storage. Keys are whole keys, in our own bucket where no other is named.
 
@@ -45,13 +71,19 @@ class Storage(Protocol):
     def read_text(self, key: str, *, bucket: str | None = None) -> str: ...
     def read_bytes(self, key: str, *, start: int, length: int) -> bytes: ...
     def put_bytes(self, key: str, body: bytes) -> None: ...
-    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> list[StoredObject]:
-        """In the order of their keys; all, or the first `limit` (at most PAGE)."""
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None, after: str = "") -> list[StoredObject]:
+        """In the order of their keys; all, or the first `limit` (at most PAGE); with `after` those behind that key."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """At most PAGE keys. Those that are not there are no error."""
 
     def presign(self, key: str) -> str: ...
+
+    def list_uploads(self, prefix: str, *, after: UploadsPlace = START) -> UploadsPage:
+        """Uploads in parts that nobody has completed or aborted, up to PAGE of them."""
+
+    def abort_upload(self, upload: Upload) -> None:
+        """Delete the parts that it has. One that is not there is no error."""
 
 
 class S3Storage:
@@ -105,11 +137,11 @@ class S3Storage:
         with self._errors(f"{key} cannot be written"):
             self._client(self._endpoint).put_object(Bucket=self.bucket, Key=key, Body=body)
 
-    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None, after: str = "") -> "list[StoredObject]":
         with self._errors(f"{prefix} cannot be listed"):
             paginator = self._client(self._endpoint).get_paginator("list_objects_v2")
             config: PaginatorConfigTypeDef = {} if limit is None else {"MaxItems": limit, "PageSize": limit}
-            pages = paginator.paginate(Bucket=bucket or self.bucket, Prefix=prefix, PaginationConfig=config)
+            pages = paginator.paginate(Bucket=bucket or self.bucket, Prefix=prefix, StartAfter=after, PaginationConfig=config)
             return [StoredObject(item["Key"], item["Size"]) for page in pages for item in page.get("Contents", [])]
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -126,6 +158,23 @@ class S3Storage:
             return self._client(self._public_endpoint).generate_presigned_url(
                 "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=PRESIGNED_SECONDS
             )
+
+    def list_uploads(self, prefix: str, *, after: UploadsPlace = START) -> UploadsPage:
+        with self._errors(f"uploads below {prefix} cannot be listed"):
+            answer = self._client(self._endpoint).list_multipart_uploads(
+                Bucket=self.bucket, Prefix=prefix, KeyMarker=after.key, UploadIdMarker=after.id, MaxUploads=PAGE
+            )
+        uploads = [Upload(item["Key"], item["UploadId"], item["Initiated"]) for item in answer.get("Uploads", [])]
+        following = UploadsPlace(answer.get("NextKeyMarker", ""), answer.get("NextUploadIdMarker", ""))
+        return UploadsPage(uploads, following if answer.get("IsTruncated") and following not in (START, after) else None)
+
+    def abort_upload(self, upload: Upload) -> None:
+        with self._errors(f"the upload of {upload.key} cannot be aborted"):
+            try:
+                self._client(self._endpoint).abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":
+                    raise
 
     @property
     def _place(self) -> str:

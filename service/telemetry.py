@@ -41,6 +41,7 @@ class Telemetry:
         self._batches = Counter("maestro_ingest_batches", "Reports of workers that were taken", registry=registry)
         self._points = Counter("maestro_ingest_points", "Points of metric series in them", registry=registry)
         self._events = Counter("maestro_worker_events", "Events in them: upload_delayed, save_failed, …", ["type"], registry=registry)
+        self.limited = Counter("maestro_requests_limited", "Answered 429: of a token, or of an address without", ["of"], registry=registry)
         self.streams = Gauge("maestro_stream_clients", "Open streams of events", registry=registry)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:

@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 from sqlalchemy import Row
 
+from mae_core.options import KeepConfig
 from service import conditions
 from service.db import utc_now
 from service.deliveries import DeliveryStatus
 from service.models import ArtifactRow, DeliveryRow, EventRow, JobRow, TokenRow, WebhookRow
+from service.retention import Why
 from service.tokens import Role, prefix_of
 from service.webhooks import WebhookEvents
 from workers.contract import REASON_RULES, Condition, DesiredState, JobStatus, Reason, RunProgress
@@ -51,6 +53,7 @@ class ConditionView(View):
 
 class JobView(JobSummary):
     notes: str | None
+    keep: KeepConfig | None = Field(description="which training states stay; null: it has none, or is of a version before")
     retry_of: str | None = Field(description="the job whose spec it was given once more")
     spec: dict[str, Any] = Field(description="resolved, as it was submitted: a PATCH does not change it")
     reason_message: str | None = Field(description="what the reason means, and what to do")
@@ -121,20 +124,75 @@ class MetricsView(View):
 
 
 class ArtifactView(View):
+    """step: of a training state, and of reconstructions."""
+
     name: str = Field(description="the key below the job's prefix; a training state's ends in /, and fetching it gives its manifest")
     kind: str = Field(description="encoder, probe, evaluation, embedding, reconstruction, reconstruction_arrays, training_state or log")
     bytes: int
     sha256: str | None
     uri: str
     created_at: datetime
+    step: int | None
+    pinned: bool
 
     @classmethod
     def of(cls, row: ArtifactRow) -> Self:
-        return cls.model_validate(row)
+        return cls(pinned=row.pinned_at is not None, **{name: getattr(row, name) for name in cls.model_fields if name != "pinned"})
 
 
 class ArtifactList(View):
     artifacts: list[ArtifactView]
+
+
+class ReconstructionsView(View):
+    """Of one step: the picture, and what it shows as arrays."""
+
+    step: int
+    picture: ArtifactView
+    arrays: ArtifactView | None
+
+
+class ReconstructionsPage(View):
+    reconstructions: list[ReconstructionsView]
+    next_after: int | None
+
+
+class CheckpointView(View):
+    """A training state. value: of the series that the policy's `best` goes by, as it was then. kept_because: nothing: it goes."""
+
+    name: str
+    step: int
+    attempt: int
+    bytes: int
+    created_at: datetime
+    uri: str
+    pinned: bool
+    value: float | None
+    kept_because: list[Why]
+
+
+class CheckpointPage(View):
+    """num_deleted, bytes_deleted: of all states, what this policy would delete, or is about to delete."""
+
+    keep: KeepConfig
+    num_deleted: int
+    bytes_deleted: int
+    checkpoints: list[CheckpointView]
+    next_cursor: str | None
+
+
+class DeletionView(View):
+    """What a deletion would take away; is_complete false: that, and more."""
+
+    num_objects: int
+    bytes: int
+    is_complete: bool
+
+
+class ArtifactLink(View):
+    """A presigned address: whoever has it has the object, for an hour."""
+
+    url: str
 
 
 class LogView(View):

@@ -17,7 +17,7 @@ SERVICE = {
     *("pydantic", "pydantic_core", "pydantic_settings", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic"),
     *("boto3", "botocore", "httpx", "typer", "rich", "yaml", "psutil", "numpy", "prometheus_client"),
 }
-SHARED = {"workers.contract", "workers.stored"}
+SHARED = {"workers.contract", "workers.stored", "workers.state_names"}
 SPECS = {"mae_core.config", "mae_core.options", "mae_core.saved_config", "mae_core.exports.formats"}
 TYPES_ONLY = {"mypy_boto3_s3", "mypy_boto3_s3.type_defs"}
 CLIENT = {"pydantic", "httpx", "yaml", "rich", "typer", "psutil", "boto3", "botocore"}
@@ -35,6 +35,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("mae_core.*", CORE, {"mae_core.*"}),
     ("workers.contract", CONTROL, SPECS),
     ("workers.stored", CONTROL, {"workers.contract", *SPECS}),
+    ("workers.state_names", set(), {"workers.stored"}),
     ("workers.*", WORKERS, {"workers.*", "mae_core.*"}),
     ("service.client_errors", {"httpx"}, set()),
     ("service.client_logs", set(), {"service.client", *SHARED}),
@@ -54,6 +55,7 @@ USER_SIDE = (
     "service.client",
     "service.client_errors",
     "service.client_logs",
+    "service.cluster_commands",
     "service.cli",
     "service.console",
     "service.demo",

@@ -172,7 +172,7 @@ class EventType(StrEnum):
     CANCEL_REQUESTED = "cancel_requested"  # somebody wants its end
     PAUSE_REQUESTED = "pause_requested"  # somebody wants it to save its state and release its devices
     RESUME_REQUESTED = "resume_requested"  # somebody wants it to go on
-    JOB_CHANGED = "job_changed"  # name, labels, priority or notes are others; data: by, changes
+    JOB_CHANGED = "job_changed"  # name, labels, priority, notes or keep are others; data: by, changes
     ATTEMPT_CREATED = "attempt_created"  # it is about to be launched; data: submission_id (Ray's)
     ATTEMPT_ENDED = "attempt_ended"  # its reports are refused from now on; data: reason, message
 

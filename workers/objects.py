@@ -23,13 +23,12 @@ from mae_core.saved_config import CONFIG, IMAGE_PROCESSOR, WEIGHT_SUFFIXES, WEIG
 from workers.contract import StorageRef
 from workers.delays import Delays
 from workers.failures import StorageError, WaitEndedError
-from workers.state_names import age, is_of_state, newest_first
-from workers.stored import KEPT_TRAINING_STATES, MANIFEST, EncoderManifest, FileEntry, TrainingStateManifest, training_state_prefix
+from workers.state_names import is_of_state, newest_first
+from workers.stored import MANIFEST, EncoderManifest, FileEntry, TrainingStateManifest, training_state_prefix
 
 T = TypeVar("T")
 
 _CHUNK_BYTES = 2**20
-_MAX_DELETES = 1000  # S3 takes no more in one call
 _RETRY_SECONDS = (1, 2, 4, 8, 15, 30)  # and so on
 _PATIENCE_SECONDS = 300.0  # after the first failure of a call
 _LOOK_SECONDS = 0.5
@@ -120,22 +119,6 @@ class ObjectStore:
         except ValidationError as error:
             raise EncoderError(f"{state_prefix}{MANIFEST} is damaged or of another version ({error.error_count()} fields)") from error
         self._fetch_files(state_prefix, manifest.files, folder)
-
-    def prune_training_states(self, job_prefix: str) -> None:
-        """Deletes all before the newest committed training states, also what saves left that were never committed; manifests first.
-
-        Raises StorageError where storage keeps some of them, ClientError or BotoCoreError where it does not answer.
-        """
-        keys = self.keys(training_state_prefix(job_prefix))
-        kept = _committed(keys)[:KEPT_TRAINING_STATES]
-        old = [key for key in keys if kept and (is_of_state(key) and age(key) < age(kept[-1]))]
-        manifests = [key for key in old if key.endswith(f"/{MANIFEST}")]
-        for chosen in (manifests, [key for key in old if key not in manifests]):
-            for first in range(0, len(chosen), _MAX_DELETES):
-                batch: Any = {"Objects": [{"Key": key} for key in chosen[first : first + _MAX_DELETES]], "Quiet": True}
-                answer = self._client.delete_objects(Bucket=self._bucket, Delete=batch)
-                if faults := answer.get("Errors"):
-                    raise StorageError(f"{len(faults)} object(s) cannot be deleted, such as {faults[0]}")
 
     def fetch_encoder(self, uri: str, folder: Path) -> Path:
         """Downloads the encoder at `uri` into `folder`; where it lies then: a file of weights, or the folder.

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from workers.stored import training_state_prefix
 
 _NAME = re.compile(r"(^|.*/)step=(?P<step>\d+)-a(?P<attempt>\d+)-(?P<incarnation>\d+)($|/|\.)")
+_FOLDER = re.compile(r"step=[0-9]{1,18}-a[0-9]{1,9}-[0-9]{1,18}/")
 
 
 def state_name(*, step: int, attempt: int, incarnation: int) -> str:
@@ -26,6 +27,12 @@ def name_of(prefix: str) -> str:
 def is_of_state(key: str) -> bool:
     """Whether a key, a prefix or a folder's name is a training state's."""
     return _NAME.match(key) is not None
+
+
+def is_state_of(job_prefix: str, prefix: str) -> bool:
+    """Whether `prefix` is where a training state of the job lies."""
+    below = training_state_prefix(job_prefix)
+    return prefix.startswith(below) and _FOLDER.fullmatch(prefix.removeprefix(below)) is not None
 
 
 def age(key: str) -> tuple[int, int, int]:

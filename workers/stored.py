@@ -14,7 +14,6 @@ from mae_core.options import ModelConfig, NormalizeConfig, Strict
 from workers.contract import CONTRACT_VERSION
 
 MANIFEST = "manifest.json"
-KEPT_TRAINING_STATES = 2  # the newest ones stay in object storage
 DRIVER = "driver"  # among the logs of an attempt: the others are named by their ranks
 
 

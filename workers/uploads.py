@@ -1,7 +1,8 @@
 """Brings training states from the machines' disks to object storage, beside the training and beside the saves, however long that takes.
 
 In rounds: all workers agree on the newest state that each of them holds, each uploads its own files of it, then rank 0 commits it. What
-fails is tried again, with the newest state there is then. States wait on disk meanwhile: the newest, and the one before.
+fails is tried again, with the newest state there is then. States wait on disk meanwhile: the newest, and the one before. Workers only add
+to what storage has; which states stay there is the service's to decide.
 """
 
 import logging
@@ -202,8 +203,4 @@ class Uploads:
         if is_ours and self._reporter is not None:
             num_bytes = sum(entry.bytes for entry in manifest.files.values())
             self._reporter.event(EventType.TRAINING_STATE_COMMITTED, step=manifest.step, key=prefix, bytes=num_bytes)
-        try:
-            self._store.prune_training_states(self._order.prefix)
-        except Exception:  # the state is committed all the same, and the next one prunes again
-            logger.exception("old training states could not be deleted")
         return None

@@ -19,8 +19,10 @@ _DESCRIPTIONS = {
     413: "The body is too large",
     422: "The request is not valid; `errors` names the fields",
     428: "`If-Match` is needed",
+    429: "More often than this token may ask; try again after `Retry-After` seconds",
     503: "Something that is needed does not answer; try again after `Retry-After` seconds",
 }
+_RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 IfNoneMatch = Annotated[str | None, Header(max_length=4000, description="ETag of an answer that is at hand: 304 while it is the same")]
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "What `If-None-Match` names is still what there is"}}
@@ -29,10 +31,11 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "What `If-
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemView.__name__}"}}}
-    return {status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses}
+    told = {status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses}
+    return {status: answer | ({"headers": _RETRY_AFTER} if status in (429, 503) else {}) for status, answer in told.items()}
 
 
-PROBLEMS = problems(400, 401, 403, 404, 413, 422, 503)
+PROBLEMS = problems(400, 401, 403, 404, 413, 422, 429, 503)
 
 
 def answer(view: BaseModel, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -15,7 +15,7 @@ from service.errors import Invalid
 from service.projects import DEFAULT_PROJECT, ProjectName
 from service.routes.answers import NOT_MODIFIED, PROBLEMS, IfNoneMatch, answer, problems, unchanged
 from service.routes.state import DatabaseDep, SettingsDep, StorageDep
-from service.views import JobPage, JobSummary, JobView
+from service.views import DeletionView, JobPage, JobSummary, JobView
 from workers.contract import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
@@ -112,16 +112,33 @@ def change_job(
     database: DatabaseDep,
     if_match: Annotated[str | None, Header(max_length=4000, description="the job's ETag as it was read, or `*`; needed")] = None,
 ) -> Response:
-    """Change name, labels, priority or notes, also of a job that has ended. 412: somebody else changed one of these meanwhile."""
+    """Change name, labels, priority, notes, or which training states stay, also of a job that has ended.
+
+    412: somebody else changed one of these meanwhile.
+    """
     with database.write() as session:
         now = utc_now()
         row = changes.change(session, job_id, change, if_match=if_match, by=caller.name, now=now)
         return answer(JobView.of(row), headers={"ETag": etags.of_job(row, now=now)})
 
 
-@router.delete("/{job_id}", status_code=204, responses=problems(409))
-def delete_job(job_id: str, database: DatabaseDep) -> Response:
-    """Delete a job that has ended, with all that it left. It is gone at once (404, also for a repeat); its objects follow."""
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    responses={200: {"model": DeletionView, "description": "With `dry_run`: nothing is deleted"}, **problems(409)},
+)
+def delete_job(
+    job_id: str,
+    database: DatabaseDep,
+    storage: StorageDep,
+    dry_run: Annotated[bool, Query(description="say only how much would be deleted")] = False,
+) -> Response:
+    """Delete a job that has ended, with all that it left. It is gone at once (404, also for a repeat); its objects follow. 409: it goes on,
+    another job starts from its result, or something of it is pinned."""
+    if dry_run:
+        with database.read() as session:
+            deletion.check(session, jobs.find(session, job_id))
+        return answer(deletion.count(storage, job_id))
     with database.write() as session:
         deletion.request(session, job_id, now=utc_now())
     return Response(status_code=204)

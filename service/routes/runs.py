@@ -1,21 +1,22 @@
-"""What a job's run tells and leaves: events, metrics, logs, artifacts."""
+"""What a job's run tells: events, metrics, logs."""
 
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from service import artifacts, etags, events, jobs, logs, metrics, streams
+from service import etags, events, jobs, lineage, logs, metrics, streams
 from service.auth import USERS, Credentials
 from service.columns import MIN_MAX_POINTS
 from service.errors import NotFound
+from service.lineage import Lineage
 from service.models import AttemptRow
 from service.routes.answers import NOT_MODIFIED, PROBLEMS, STREAM_HEADERS, IfNoneMatch, answer, unchanged
 from service.routes.state import DatabaseDep, FeedDep, RayDep, StorageDep
-from service.views import ArtifactList, EventPage, LogList, LogView, MetricsView
+from service.views import EventPage, LogList, LogView, MetricsView
 from workers.contract import MAX_INTEGER
 from workers.stored import DRIVER
 
@@ -125,18 +126,8 @@ def _attempt(database: DatabaseDep, job_id: str, number: int | None) -> AttemptR
     return row
 
 
-@router.get("/artifacts", response_model=ArtifactList)
-def list_artifacts(job_id: str, database: DatabaseDep) -> Response:
-    """What the job has left in object storage: its result, pictures, training states (the newest two) and logs."""
+@router.get("/lineage", response_model=Lineage)
+def read_lineage(job_id: str, database: DatabaseDep) -> Response:
+    """The jobs from whose results this one starts, eldest first, and those that start from its, as far as there are not too many."""
     with database.read() as session:
-        jobs.find(session, job_id)
-        return answer(ArtifactList(artifacts=artifacts.list_all(session, job_id)))
-
-
-@router.get("/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
-def get_artifact(job_id: str, name: str, database: DatabaseDep, storage: StorageDep) -> RedirectResponse:
-    """The object itself, by a presigned address."""
-    with database.read() as session:
-        jobs.find(session, job_id)
-        key = artifacts.object_key(session, job_id, name)
-    return RedirectResponse(storage.presign(key), status_code=307)
+        return answer(lineage.of(session, jobs.find(session, job_id)))

@@ -1,6 +1,7 @@
 """One body for the real object store and for the fake that unit tests use."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from service.errors import StorageUnreachable
 from service.local import REGION, Seaweedfs
 from service.processes import free_ports
-from service.storage import PAGE, ObjectNotFound, S3Storage, Storage, StoredObject
+from service.storage import PAGE, ObjectNotFound, S3Storage, Storage, StoredObject, Upload, UploadsPage
 from tests.unit.fake_storage import FakeStorage
 
 
@@ -59,11 +60,46 @@ def test_pages_are_listed_and_deleted(storage: Storage) -> None:
     for key in [*keys, "jobs/b/x"]:
         storage.put_bytes(key, b"x")
     assert [item.key for item in storage.list("jobs/a/", limit=5)] == keys[:5]
+    assert [item.key for item in storage.list("jobs/", limit=3, after=keys[9])] == [*keys[10:], "jobs/b/x"]
+    assert storage.list("jobs/a/", after="jobs/a/~") == []
     storage.delete([*keys[:5], "jobs/a/none"])
     storage.delete(keys[:5])
     assert [item.key for item in storage.list("jobs/", limit=PAGE)] == [*keys[5:], "jobs/b/x"]
     storage.delete([item.key for item in storage.list("jobs/a/")])
     assert [item.key for item in storage.list("jobs/")] == ["jobs/b/x"]
+
+
+def begin_upload(storage: Storage, key: str) -> None:
+    """An upload of which one part is there, and whose owner dies."""
+    if isinstance(storage, FakeStorage):
+        storage.uploads.add(Upload(key, f"id-{len(storage.uploads)}", datetime.now(UTC)))
+        return
+    assert isinstance(storage, S3Storage)
+    client = storage._client(storage._endpoint)
+    upload = client.create_multipart_upload(Bucket=storage.bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=storage.bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
+
+
+def test_unfinished_uploads_are_listed_by_pages_and_aborted(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.storage.PAGE", 2)
+    monkeypatch.setattr("tests.unit.fake_storage.PAGE", 2)
+    assert storage.list_uploads("jobs/") == UploadsPage([], None)
+    begun = ["jobs/a/x", "jobs/a/y", "jobs/a/y", "jobs/b/z", "other"]
+    for key in begun:
+        begin_upload(storage, key)
+    found, page = list[Upload](), storage.list_uploads("jobs/")
+    while page.next is not None:
+        assert len(page.uploads) == 2
+        found += page.uploads
+        page = storage.list_uploads("jobs/", after=page.next)
+    found += page.uploads
+    assert sorted(upload.key for upload in found) == begun[:4]
+    assert all(abs(datetime.now(UTC) - upload.begun_at) < timedelta(minutes=10) for upload in found)
+    assert len({upload.id for upload in found}) == 4
+    for upload in [*found[:3], found[0]]:
+        storage.abort_upload(upload)
+    assert storage.list_uploads("jobs/").uploads == found[3:]
+    assert storage.list("jobs/") == []
 
 
 @pytest.mark.usefixtures("credentials")
@@ -93,7 +129,7 @@ def test_a_missing_bucket_and_a_missing_server(seaweedfs: Seaweedfs) -> None:
         real(seaweedfs.endpoint, "not-made").check()
     away = real(f"http://127.0.0.1:{free_ports(1)[0]}", "maestro")
     calls: list[Callable[[], object]] = [away.check, lambda: away.read_text("x"), lambda: away.put_bytes("x", b""), lambda: away.list("")]
-    calls.append(lambda: away.delete(["x"]))
+    calls += [lambda: away.delete(["x"]), lambda: away.list_uploads("")]
     for call in calls:
         with pytest.raises(StorageUnreachable, match="does not answer"):
             call()

@@ -14,10 +14,12 @@ from service import tokens
 from service.auth import ADMINS, Audience, require_attempt_token, require_scraper
 from service.db import utc_now
 from service.models import TokenRow
+from service.routes import dashboard
 from service.tokens import Role
 from tests.unit.service_fixtures import Service
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+DASHBOARD = {"/", "/favicon.ico", "/dashboard/{digest}/{file:path}"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", *DASHBOARD}
 WORKERS = "workers"
 
 
@@ -31,7 +33,8 @@ class Route(NamedTuple):
     def filled(self, job_id: str) -> str:
         """Its address; a parameter that is not known here is a route that this test must learn about."""
         others = {"attempt": 1, "name": "encoder/a.txt", "token_id": "none", "webhook_id": "none", "event_id": 1}
-        return self.path.replace("{name:path}", "{name}").format(job_id=job_id, **others)
+        files = {"digest": dashboard.version(), "file": "app.js"}
+        return self.path.replace(":path}", "}").format(job_id=job_id, **others, **files)
 
 
 def routes_of(routes: Iterable[BaseRoute]) -> Iterator[Route]:

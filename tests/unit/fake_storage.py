@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from service.errors import StorageUnreachable
-from service.storage import PAGE, ObjectNotFound, StoredObject
+from service.storage import PAGE, START, ObjectNotFound, StoredObject, Upload, UploadsPage, UploadsPlace
 
 
 class FakeStorage:
@@ -12,6 +12,7 @@ class FakeStorage:
     def __init__(self, bucket: str = "maestro") -> None:
         self.bucket = bucket
         self.objects: dict[tuple[str, str], bytes] = {}
+        self.uploads: set[Upload] = set()
         self.is_down = False
 
     def _reach(self) -> None:
@@ -38,10 +39,10 @@ class FakeStorage:
         self._reach()
         self.objects[self.bucket, key] = body
 
-    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None) -> "list[StoredObject]":
+    def list(self, prefix: str, *, bucket: str | None = None, limit: int | None = None, after: str = "") -> "list[StoredObject]":
         self._reach()
         found = [(key, body) for (own, key), body in self.objects.items() if own == (bucket or self.bucket) and key.startswith(prefix)]
-        return [StoredObject(key, len(body)) for key, body in sorted(found)][:limit]
+        return [StoredObject(key, len(body)) for key, body in sorted(found) if key > after][:limit]
 
     def delete(self, keys: Sequence[str]) -> None:
         self._reach()
@@ -51,3 +52,13 @@ class FakeStorage:
 
     def presign(self, key: str) -> str:
         return f"http://public.example/{self.bucket}/{key}?X-Amz-Signature=fake"
+
+    def list_uploads(self, prefix: str, *, after: UploadsPlace = START) -> UploadsPage:
+        self._reach()
+        found = sorted(upload for upload in self.uploads if upload.key.startswith(prefix) and upload[:2] > after)
+        page = found[:PAGE]
+        return UploadsPage(page, UploadsPlace(*page[-1][:2]) if len(found) > PAGE else None)
+
+    def abort_upload(self, upload: Upload) -> None:
+        self._reach()
+        self.uploads.discard(upload)

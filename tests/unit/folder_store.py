@@ -68,7 +68,3 @@ class FolderStore:
             shutil.copy(self.folder / state_prefix / name, folder / name)
             if file_entry(folder / name) != entry:
                 raise EncoderError(f"{state_prefix}{name} is damaged")
-
-    def prune_training_states(self, job_prefix: str) -> None:
-        for prefix in self.training_states(job_prefix)[2:]:
-            shutil.rmtree(self.folder / prefix)

@@ -332,3 +332,20 @@ def test_a_log_is_printed_as_far_as_it_goes() -> None:
         assert client.logs("j1") == "éins\n"
     assert "attempt" not in server.requests[1].path
     assert "attempt=1" in server.requests[-1].path
+
+
+@pytest.mark.parametrize(("waits", "patience"), [("3", 5.0), ("60", 5.0)])
+def test_whoever_asks_too_often_waits_as_long_as_it_is_told(waits: str, patience: float) -> None:
+    pauses: list[float] = []
+    answers = iter([Answer(status=429, headers={"Retry-After": waits}), answer_json({"id": "j1"}, status=201)])
+    with (
+        scripted_server(lambda _: next(answers)) as server,
+        MaestroClient(server.url, TOKEN, patience_seconds=patience, sleep=pauses.append) as client,
+    ):
+        if float(waits) < patience:
+            assert client.submit({}) == {"id": "j1"}
+            assert pauses == [3.0]
+        else:
+            with pytest.raises(ApiError) as caught:
+                client.submit({})
+            assert (caught.value.status, pauses) == (429, [])

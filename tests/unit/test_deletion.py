@@ -9,9 +9,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Table, func, insert, select
 
 from service import artifacts, deletion, jobs, metrics
+from service.counters import Tally
 from service.deletion import Deleter
 from service.errors import Invalid
-from service.models import Base, EventRow, JobRow
+from service.housekeeping import Housekeeper
+from service.models import Base, DeletedJobRow, EventRow, JobRow
 from service.ray_jobs import RayStatus
 from service.storage import PAGE
 from tests.unit.service_fixtures import PRETRAIN, PROBE, Service
@@ -62,7 +64,7 @@ def objects_of(service: Service, job_id: str) -> list[str]:
 
 def sweep(service: Service, times: int = 1) -> None:
     """As a dispatcher that has just started would."""
-    deleter = Deleter(service.database, service.storage, clock=lambda: service.now)
+    deleter = Deleter(service.database, service.storage, tally=Tally(), clock=lambda: service.now)
     for _ in range(times):
         deleter.sweep_when_due()
         service.pass_time(deletion.SWEEP_SECONDS)
@@ -198,12 +200,11 @@ def test_storage_that_is_away_is_waited_for(client: TestClient, service: Service
     assert (rows_of(service, job_id), objects_of(service, job_id)) == ({}, [])
 
 
-def test_the_dispatcher_takes_away_what_was_deleted(service: Service) -> None:
+def test_the_housekeeper_takes_away_what_was_deleted(service: Service) -> None:
     job_id = finished(service)
     with service.database.write() as session:
         deletion.request(session, job_id, now=service.now)
-    service.pass_time(deletion.SWEEP_SECONDS)
-    service.dispatcher._deleter.sweep_when_due()
+    Housekeeper(service.database, service.storage, tally=Tally(), clock=lambda: service.now).sweep()
     assert rows_of(service, job_id) == {}
 
 
@@ -225,7 +226,7 @@ def succeeded(service: Service) -> str:
 
 
 @pytest.mark.parametrize("by", ["job", "artifact"])
-def test_what_another_job_starts_from_stays_until_that_has_ended(client: TestClient, service: Service, by: str) -> None:
+def test_what_another_job_starts_from_stays_as_long_as_that_is_there(client: TestClient, service: Service, by: str) -> None:
     parent = succeeded(service)
     encoder = {"job": parent} if by == "job" else {"artifact": f"s3://maestro/jobs/{parent}/encoder/"}
     child = service.submit(PROBE | {"encoder": encoder})
@@ -233,6 +234,8 @@ def test_what_another_job_starts_from_stays_until_that_has_ended(client: TestCli
     assert answer.status_code == 409
     assert child in answer.json()["detail"]
     service.cancel(child)
+    assert client.delete(f"/v1/jobs/{parent}").status_code == 409, "a retry of it would start from there, too"
+    assert client.delete(f"/v1/jobs/{child}").status_code == 204
     assert client.delete(f"/v1/jobs/{parent}").status_code == 204
     with pytest.raises(Invalid, match="there is no job"):
         service.submit(PROBE | {"encoder": encoder})
@@ -252,6 +255,47 @@ def test_a_job_that_is_deleted_while_another_is_submitted_from_it(service: Servi
     monkeypatch.setattr(jobs, "resolve_encoder", deleted_meanwhile)
     with pytest.raises(Invalid, match=f"there is no job {parent}"):
         service.submit(PROBE | {"encoder": {"job": parent}})
+
+
+def test_a_job_of_which_something_is_pinned_stays(client: TestClient, service: Service) -> None:
+    job_id = succeeded(service)
+    path = f"/v1/jobs/{job_id}/artifacts/encoder/model.safetensors/pin"
+    assert client.put(path).json()["pinned"] is True
+    for params in ({}, {"dry_run": True}):
+        answer = client.delete(f"/v1/jobs/{job_id}", params=params)
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:maestro:conflict")
+        assert f"DELETE {path}" in answer.json()["detail"]
+    assert client.delete(path).json()["pinned"] is False
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+
+
+def test_a_dry_run_says_how_much_would_go(client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = finished(service, num_objects=PAGE + 5)
+    num_objects = len(objects_of(service, job_id))
+    answer = client.delete(f"/v1/jobs/{job_id}", params={"dry_run": True})
+    num_bytes = sum(item.bytes for item in service.storage.list(f"jobs/{job_id}/"))
+    assert (answer.status_code, answer.json()) == (200, {"num_objects": num_objects, "bytes": num_bytes, "is_complete": True})
+    monkeypatch.setattr(deletion, "MAX_COUNTED", PAGE)
+    answer = client.delete(f"/v1/jobs/{job_id}", params={"dry_run": True})
+    assert (answer.json()["num_objects"], answer.json()["is_complete"]) == (PAGE, False)
+    assert (client.get(f"/v1/jobs/{job_id}").status_code, len(objects_of(service, job_id))) == (200, num_objects)
+    assert client.delete(f"/v1/jobs/{service.start()}", params={"dry_run": True}).status_code == 409
+
+
+def test_what_a_worker_that_was_cut_off_uploads_afterwards_goes_a_day_later(service: Service) -> None:
+    job_id, other = finished(service), finished(service)
+    before = objects_of(service, other)
+    with service.database.write() as session:
+        deletion.request(session, job_id, now=service.now)
+    sweep(service)
+    service.storage.put_bytes(f"jobs/{job_id}/training_state/late", b"x")
+    sweep(service, times=2)
+    assert objects_of(service, job_id)
+    service.pass_time(deletion.LOOK_AGAIN_AFTER.total_seconds())
+    sweep(service)
+    assert (objects_of(service, job_id), objects_of(service, other)) == ([], before)
+    with service.database.read() as session:
+        assert session.scalar(select(func.count()).select_from(DeletedJobRow)) == 0
 
 
 def test_the_key_of_a_deleted_job_is_free(client: TestClient) -> None:

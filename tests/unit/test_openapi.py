@@ -15,6 +15,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 OPERATIONS = {
     *("submit_job", "list_jobs", "get_job", "change_job", "delete_job", "retry_job", "cancel_job", "pause_job", "resume_job"),
     *("list_events", "read_metrics", "read_logs", "list_logs", "list_artifacts", "get_artifact", "add_report"),
+    *("pin_artifact", "unpin_artifact", "list_checkpoints", "list_reconstructions"),
     *("list_recipes", "get_cluster", "estimate", "create_token", "list_tokens", "revoke_token", "live", "ready"),
     *("create_webhook", "list_webhooks", "get_webhook", "change_webhook", "delete_webhook", "list_deliveries", "redeliver", "scrape"),
 }

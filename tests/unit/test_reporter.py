@@ -208,9 +208,10 @@ def test_a_kill_while_the_service_is_away_loses_nothing_that_was_told_before(spo
         Answer(body=answer().body, cut_at=5),
         Answer(status=503, body=b"{}", headers={"Retry-After": "5"}),
         Answer(status=502, body=b"<html>"),
+        Answer(status=429, body=b"{}", headers={"Retry-After": "1"}),
         Answer(body=b"<html>a proxy's own page"),
     ],
-    ids=["no answer", "cut in its middle", "503", "502", "not ours"],
+    ids=["no answer", "cut in its middle", "503", "502", "429", "not ours"],
 )
 def test_a_report_whose_answer_is_lost_is_sent_again_unchanged(lost: Answer) -> None:
     """The service may have recorded it: by its number it knows the repeat."""

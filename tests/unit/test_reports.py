@@ -121,14 +121,24 @@ def test_artifacts(send: Send, service: Service, job: str, client: TestClient) -
     arrays = {"key": f"{prefix}reconstructions/step=4.npz", "bytes": 11, "sha256": "b" * 64}
     picture = {"step": 4, "key": f"{prefix}reconstructions/step=4.png", "bytes": 10, "sha256": "a" * 64, "arrays": arrays}
     events: list[tuple[str, dict[str, Any]]] = [("reconstructions_written", picture)]
-    events += [("training_state_committed", {"step": n, "key": f"{prefix}training_state/step={n}/", "bytes": 99}) for n in range(1, 5)]
+    states = [f"training_state/step={step:010d}-a1-5/" for step in (200, 400)]
+    events += [("training_state_committed", {"step": 1, "key": f"{prefix}{name}", "bytes": 99}) for name in states]
+    for key in (
+        "",
+        "training_state/",
+        "training_state/step=1/",
+        f"{states[0]}x/",
+        f"{states[0]}../",
+        f"x/{states[0]}",
+    ):  # would be deleted whole
+        events.append(("training_state_committed", {"step": 1, "key": f"{prefix}{key}", "bytes": 99}))
     send(events=events)
     found = client.get(f"/v1/jobs/{job}/artifacts").json()["artifacts"]
-    assert [(item["name"], item["kind"], item["bytes"], item["sha256"]) for item in found] == [
-        ("reconstructions/step=4.npz", "reconstruction_arrays", 11, "b" * 64),
-        ("reconstructions/step=4.png", "reconstruction", 10, "a" * 64),
-        ("training_state/step=3/", "training_state", 99, None),  # workers keep two
-        ("training_state/step=4/", "training_state", 99, None),
+    assert [(item["name"], item["kind"], item["bytes"], item["sha256"], item["step"]) for item in found] == [
+        ("reconstructions/step=4.npz", "reconstruction_arrays", 11, "b" * 64, 4),
+        ("reconstructions/step=4.png", "reconstruction", 10, "a" * 64, 4),
+        (states[0], "training_state", 99, None, 200),
+        (states[1], "training_state", 99, None, 400),
     ]
     assert found[1]["uri"] == f"s3://maestro/{prefix}reconstructions/step=4.png"
 

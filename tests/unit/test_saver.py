@@ -123,18 +123,6 @@ def test_where_one_worker_has_no_place_for_its_files_the_next_save_succeeds(tmp_
     assert left == others_left == [], "what is committed is no more needed on disk"
 
 
-class KeepingStore(FolderStore):
-    def prune_training_states(self, job_prefix: str) -> None:
-        raise PermissionError("deleting is not allowed")
-
-
-def test_a_committed_state_is_none_that_failed_where_old_ones_cannot_be_deleted(tmp_path: Path, machine: None) -> None:
-    parts = saving(World(), tmp_path, KeepingStore(tmp_path / "s3"))
-    parts.saver.save(3, {"step": torch.tensor(3)})
-    parts.wait()
-    assert parts.told.kinds() == ["training_state_committed"]
-
-
 def test_states_of_the_newest_start_come_first() -> None:
     """Also where it began anew behind damaged ones, so that its steps are lower."""
     folders = [(900, 1, 10), (6, 1, 30), (4, 2, 20), (800, 1, 10), (2, 2, 20), (5000000000000, 1, 10)]
