@@ -18,6 +18,8 @@ _FENCE = re.compile(
     r"(?:^<!-- (?P<mark>not run|fails): (?P<why>.+?) -->\n\n?)?^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
+# timm imports torchvision, which does not load beside the CPU-only torch of our tests as it would beside a reader's.
+_BEFORE_TIMM = "from tests.torchvision_ops import import_torchvision; import_torchvision()\n"
 _FILE = re.compile(r"# ([\w.-]+\.(?:py|yaml))\n")
 
 
@@ -94,9 +96,11 @@ def run_page(page: Path, folder: Path, environment: dict[str, str], *, timeout_s
 
 def _as_shell(block: Block) -> str:
     told = f"echo '### {block.where}'"
+    text = _BEFORE_TIMM + block.text if block.language == "python" and "import timm" in block.text else block.text
     if block.file_name is not None:
-        return f"{told}\ncat > {block.file_name} <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK"
-    text = f"python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK\n" if block.language == "python" else block.text
+        return f"{told}\ncat > {block.file_name} <<'END_OF_BLOCK'\n{text}END_OF_BLOCK"
+    if block.language == "python":
+        text = f"python - <<'END_OF_BLOCK'\n{text}END_OF_BLOCK\n"
     if block.mark == "fails":
         return f"{told}\nif (\n{text}); then echo 'it was to fail: {block.why}'; exit 1; fi"
     return f"{told}\n{text}"
