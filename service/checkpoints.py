@@ -18,6 +18,8 @@ from service.retention import State, Why, decide
 from service.views import CheckpointPage, CheckpointView
 from workers.state_names import age, is_of_state
 
+_BEST = "best_"  # begins the parameters that are of a BestConfig
+
 
 def policy_of(job: JobRow) -> KeepConfig:
     """Which of its states stay."""
@@ -97,19 +99,14 @@ def other_policy(job: JobRow, given: Mapping[str, Any]) -> KeepConfig:
     asked = {name: value for name, value in given.items() if value is not None}
     if not asked:
         return policy_of(job)
-    best = {name.removeprefix("best_"): value for name, value in asked.items() if name.startswith("best_")}
+    best = {name.removeprefix(_BEST): asked.pop(name) for name in list(asked) if name.startswith(_BEST)}
     try:
-        keep = KeepConfig.model_validate(
-            {name: value for name, value in asked.items() if name not in _BEST} | ({"best": best} if best else {})
-        )
+        keep = KeepConfig.model_validate(asked | ({"best": best} if best else {}))
     except ValidationError as error:
         first = error.errors()[0]
         raise Invalid("_".join(map(str, first["loc"])), first["msg"]) from None
     check(job, keep, field="keep")
     return keep
-
-
-_BEST = ("best_metric", "best_mode", "best_number")
 
 
 def tombstone(session: Session, job: JobRow, *, now: datetime) -> int:

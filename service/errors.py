@@ -3,7 +3,9 @@
 Problem
 ├── BadRequest            400
 ├── MethodNotAllowed      405
+├── BodyTooSlow           408
 ├── ContentTooLarge       413
+├── UnsupportedMediaType  415
 ├── Invalid               422  a field of the request; names it and the remedy
 ├── NotAuthenticated      401
 ├── Forbidden             403
@@ -18,6 +20,7 @@ Problem
 ├── TooManyRequests       429  of one token, or of one address without a good one
 └── Unavailable           503  something we need does not answer; try again
     ├── StorageUnreachable
+    │   └── StorageRefuses     it answers, and refuses us
     └── RayUnreachable
 """
 
@@ -162,6 +165,10 @@ class StorageUnreachable(Unavailable):
     type, title = "storage-unreachable", "Object storage does not answer"
 
 
+class StorageRefuses(StorageUnreachable):
+    """It answers, but not to us: keys, rights or a clock are wrong."""
+
+
 class RayUnreachable(Unavailable):
     """The Ray cluster does not answer, or refuses us: what it does is unknown. Try again after `Retry-After` seconds."""
 
@@ -180,6 +187,18 @@ class MethodNotAllowed(Problem):
     status, type, title = 405, "method-not-allowed", "This address has no such method"
 
 
+class BodyTooSlow(Problem):
+    """The body did not come. Send it again: it has a minute."""
+
+    status, type, title = 408, "body-too-slow", "The body did not come"
+
+
+class UnsupportedMediaType(Problem):
+    """The body is in no form that is read here. Send it without `Content-Encoding`."""
+
+    status, type, title = 415, "unsupported-media-type", "The body is in no form that is read here"
+
+
 class ContentTooLarge(Problem):
     """The body is too large. Send less."""
 
@@ -187,7 +206,9 @@ class ContentTooLarge(Problem):
 
 
 # what the framework refuses before a route is asked
-_OF_HTTP: dict[int, type[Problem]] = {kind.status: kind for kind in (BadRequest, NotFound, MethodNotAllowed, ContentTooLarge)}
+_OF_HTTP: dict[int, type[Problem]] = {
+    kind.status: kind for kind in (BadRequest, NotFound, MethodNotAllowed, BodyTooSlow, ContentTooLarge, UnsupportedMediaType)
+}
 
 
 def all_problems() -> dict[str, type[Problem]]:
@@ -219,7 +240,7 @@ def _spec_error(error: Mapping[str, Any]) -> dict[str, str]:
     path = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
     if path and path[0] in _KINDS:
         path = path[1:]
-    field = ".".join(path)
+    field = ".".join(path)[:_SHOWN]
     if kind == "json_invalid":
         return {"field": "body", "message": f"the body is not JSON: {error.get('ctx', {}).get('error', message)}"}
     if kind.startswith("union_tag"):
@@ -289,13 +310,19 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind = _OF_HTTP.get(error.status_code, Problem)
-    detail = f"{request.method} {request.url.path[:_SHOWN]}"
+    detail = f"{request.method} {request.url.path[:_SHOWN]}: {error.detail}"
     return _problem(status=error.status_code, type=kind.type, title=kind.title, detail=detail, headers=error.headers)
 
 
 def _on_database(request: Request, error: Exception) -> JSONResponse:
     log.error("the database does not answer: %s", error)
     return _on_problem(request, Unavailable("The database does not answer now; try again."))
+
+
+def unreadable() -> JSONResponse:
+    """The answer to what is no HTTP."""
+    kind, title = _OF_HTTP[400]
+    return _problem(status=400, type=kind, title=title, detail="This is no HTTP request, or its address and headers have more than 64 kB.")
 
 
 def unexpected() -> JSONResponse:

@@ -23,6 +23,19 @@ BAD = [
     ("pretrain", {"num_seeds": 2}, r"num_seeds.*Extra inputs"),
     ("probe", {"masking": {"ratio": 0.5}}, r"masking.*Extra inputs"),
     ("probe", {"checkpoint": {"every_steps": 5}}, r"checkpoint: a probe of features that are encoded once .*leave it out"),
+    ("pretrain", {"checkpoint": {"keep": {"last": 0}}}, r"checkpoint\.keep\.last.*greater than or equal to 1"),
+    ("pretrain", {"checkpoint": {"keep": {"best": {"metric": "loss"}}}}, r"checkpoint\.keep\.best\.mode.*Field required"),
+    (
+        "pretrain",
+        {"checkpoint": {"keep": {"best": {"metric": "knn_accuracy", "mode": "max"}}}},
+        r"checkpoint\.keep\.best\.metric: 'knn_accuracy' is not told while this run trains; it tells loss \(.*with evaluation\.labelled\)",
+    ),
+    (
+        "finetune",
+        {"checkpoint": {"keep": {"best": {"metric": "val_accuracy", "mode": "max"}}}},
+        r"'val_accuracy' is not told while this run trains; it tells loss \(val_accuracy with evaluate_every_epochs",
+    ),
+    ("probe", {"checkpoint": {"keep": {"last": 5}}}, r"checkpoint: a probe of features that are encoded once .*leave it out"),
     ("probe", {"optim": {"betas": [0.9, 0.95]}}, r"optim\.betas.*Extra inputs"),
     ("finetune", {"decoder": {"depth": 1}}, r"decoder.*Extra inputs"),
     ("finetune", {"optim": {"momentum": 0.9}}, r"optim\.momentum.*Extra inputs"),
@@ -103,7 +116,13 @@ BAD = [
     ("pretrain", {"data": {"validation": "/data/val"}}, r"data\.validation: pretraining uses no validation images; leave it out"),
     ("pretrain", {"data": {"transform": {"crop_scale": [0.5, 0.2]}}}, r"crop_scale \[0\.5, 0\.2\] must be \[low, high\]"),
     ("pretrain", {"data": {"source": "cells"}}, r"source: 'cells' must be an absolute path"),
-    ("pretrain", {"data": {"source": "s3://bucket/cells"}}, r"source: only folders and 'digits' can be read, not 's3://bucket/cells'"),
+    (
+        "pretrain",
+        {"data": {"source": "gs://bucket/cells"}},
+        r"source: only folders, s3://bucket/prefix/ and 'digits' .*, not 'gs:",
+    ),
+    ("pretrain", {"data": {"source": "s3://bucket/"}}, "source: only folders, s3://bucket/prefix/"),
+    ("pretrain", {"data": {"source": "s3://bucket/cells/../other/"}}, "has an empty part, or one of dots"),
     ("pretrain", {"data": {"normalize": {"mean": [0.5], "std": [0.5]}}}, r"data\.normalize has 1 channel\(s\), but model\.in_chans is 3"),
     ("pretrain", {"data": {"normalize": {"mean": [0.5], "std": [0.0]}}}, r"every std must be above 0"),
     ("probe", {"data": {"validation_fraction": 0}}, r"give validation \(a folder\) or validation_fraction"),
@@ -209,3 +228,17 @@ def test_a_spec_takes_its_encoders_model() -> None:
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         pretrain_spec(DATA).seed = 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (pretrain_spec(DATA), {"loss"}),
+        (pretrain_spec(DATA, evaluation={"labelled": {"source": DATA, "validation_fraction": 0.2}, "knn": 0}), {"loss", "probe_accuracy"}),
+        (finetune_spec(DATA, evaluate_every_epochs=1), {"loss", "val_accuracy"}),
+        (probe_spec(DATA), set()),
+        (probe_spec(DATA, data={"transform": {}}), {"loss"}),
+    ],
+)
+def test_by_what_training_states_can_be_ranked(spec: Any, expected: set[str]) -> None:
+    assert spec.ranked_by() == expected

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from service import events, listing, metrics, search
 from service.db import Database
-from service.migrations.schema import current_revision, downgrade, head_revision, require_head, upgrade
-from service.models import AttemptRow, Base, DeliveryRow, JobLabelRow, JobRow, JobWordRow, WebhookRow
+from service.migrations.schema import current_revision, downgrade, head_revision, upgrade
+from service.models import ArtifactRow, AttemptRow, Base, DeliveryRow, JobLabelRow, JobRow, JobWordRow, WebhookRow
 from workers.contract import EventType, Points
 
 
@@ -277,13 +277,37 @@ def test_webhooks_go_with_their_tables_and_events_stay(database: Database) -> No
         events.append(session, "j", EventType.CANCEL_REQUESTED, {}, at=at)
 
 
-def test_an_old_schema_is_refused_with_the_remedy(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        require_head(database)
-    assert exit_.value.code == 2
-    assert "python -m service.migrations" in capsys.readouterr().err
+def test_training_states_and_their_policies_survive_the_way_up_and_down(database: Database) -> None:
+    """Steps are read from names; what older versions cannot know goes, from specs too."""
+    upgrade(database, "0007")
+    at = "2026-01-01 00:00:00.000000"
+    fixed = {"name": "n", "labels": "{}", "body_hash": "h", "status": "failed", "desired_state": "run", "attempt": 1, "version": 1}
+    for job, kind, spec in (("j", "pretrain", {"checkpoint": {"every_steps": 9}}), ("e", "embed", {"x": 1})):
+        insert(database, "jobs", id=job, kind=kind, spec=json.dumps(spec), created_at=at, **fixed)
+    names = {
+        "training_state/step=0000000400-a1-7/": ("training_state", 400),
+        "reconstructions/step=0000000600.png": ("reconstruction", 600),
+        "reconstructions/step=0000000600.npz": ("reconstruction_arrays", 600),
+        "encoder/model.safetensors": ("encoder", None),
+    }
+    for name, (kind, _) in names.items():
+        insert(database, "artifacts", job_id="j", name=name, kind=kind, attempt=1, bytes=1, uri="s3://b/x", created_at=at)
     upgrade(database)
-    require_head(database)
+    keep = {"last": 2, "every_steps": None, "best": None}
+    with database.write() as session:
+        assert {row.name: row.step for row in session.query(ArtifactRow)} == {name: step for name, (_, step) in names.items()}
+        assert {row.id: row.keep for row in session.query(JobRow)} == {"j": keep, "e": None}
+        row = session.get_one(JobRow, "j")
+        row.spec = {"checkpoint": {"every_steps": 9, "keep": keep}, "seed": 3}
+        session.get_one(ArtifactRow, ("j", "training_state/step=0000000400-a1-7/")).deleted_at = row.created_at
+    downgrade(database, "0007")
+    with database.read() as session:
+        found = {
+            row.id: json.loads(row.spec) if isinstance(row.spec, str) else row.spec for row in session.execute(text("SELECT * FROM jobs"))
+        }
+        assert found == {"j": {"checkpoint": {"every_steps": 9}, "seed": 3}, "e": {"x": 1}}
+        assert session.scalar(text("SELECT count(*) FROM artifacts")) == 3
+    upgrade(database)
 
 
 def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
@@ -299,5 +323,5 @@ def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
     }
     subprocess.run([sys.executable, "-m", "service.migrations"], cwd=tmp_path, env=environment, check=True, timeout=60)
     database = Database(environment["MAESTRO_DATABASE_URL"])
-    require_head(database)
+    assert current_revision(database) == head_revision()
     database.close()
