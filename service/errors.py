@@ -321,10 +321,7 @@ def _on_database(request: Request, error: Exception) -> JSONResponse:
 
 def unreadable() -> JSONResponse:
     """The answer to what is no HTTP."""
-    kind = _OF_HTTP[400]
-    return _problem(
-        status=400, type=kind.type, title=kind.title, detail="This is no HTTP request, or its address and headers have more than 64 kB."
-    )
+    return answer_of(BadRequest("This is no HTTP request, or its address and headers have more than 64 kB."))
 
 
 def unexpected() -> JSONResponse:
