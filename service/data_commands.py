@@ -20,17 +20,26 @@ def pack(
     resize: Annotated[int | None, typer.Option(help="Shorter side of larger images (JPEGs at quality 90).", min=1)] = None,
     channels: Annotated[int, typer.Option(help="Of the model that will be trained.", min=1)] = 3,
     processes: Annotated[int | None, typer.Option(help="That pack at once; else one for each processor.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print progress as JSON lines.")] = False,
 ) -> None:
     """Pack images. The same command again goes on where it was broken off."""
+    options = ["--channels", str(channels), *(["--resize", str(resize)] if resize else [])]
+    options += ["--processes", str(processes)] if processes else []
+    arguments = ["pack", source, dest, *options, "--json"]
+    if as_json:
+        _run(arguments)
+    else:
+        _show_progress(arguments)
+
+
+def _show_progress(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    options = ["--channels", str(channels), *(["--resize", str(resize)] if resize else [])]
-    options += ["--processes", str(processes)] if processes else []
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TextColumn("{task.fields[images]}"), TimeRemainingColumn())
     with (
-        _child(["pack", source, dest, *options, "--json"], stdout=subprocess.PIPE) as child,
+        _child(arguments, stdout=subprocess.PIPE) as child,
         Progress(*columns, console=console, transient=True) as bar,
     ):
         task = bar.add_task("packing", total=None, images="")
@@ -45,15 +54,18 @@ def pack(
 @app.command()
 def show(place: PlaceArgument, as_json: Annotated[bool, typer.Option("--json", help="Print the index.")] = False) -> None:
     """Say what is packed there."""
-    with _child(["show", place, *(["--json"] if as_json else [])]) as child:
-        pass
-    _end_as(child)
+    _run(["show", place, *(["--json"] if as_json else [])])
 
 
 @app.command()
-def verify(place: PlaceArgument) -> None:
+def verify(place: PlaceArgument, as_json: Annotated[bool, typer.Option("--json", help="Print what was found.")] = False) -> None:
     """Read all files, and compare their checksums. Exits 1 where one is damaged."""
-    with _child(["verify", place]) as child:
+    _run(["verify", place, *(["--json"] if as_json else [])])
+
+
+def _run(arguments: list[str]) -> None:
+    """With what it prints as what we print."""
+    with _child(arguments) as child:
         pass
     _end_as(child)
 

@@ -22,7 +22,8 @@ from service.telemetry import Telemetry
 BURST_SECONDS = 10.0  # of the rate may come at once
 NOBODY = 0.1  # of the rate is for an address that shows no good token
 MAX_CALLERS = 20_000  # some 5 MB
-UNLIMITED = ("/livez", "/readyz")  # cheap; and whoever watches over this process must not take it for dead
+UNLIMITED = ("/livez", "/readyz", "/", "/favicon.ico")  # cheap; and whoever watches over this process must not take it for dead
+UNLIMITED_FOLDER = "/dashboard/"  # its files lie in memory, and a page that begins needs some forty of them without a token
 
 
 def note_known(request: Request) -> None:
@@ -70,7 +71,7 @@ class RateLimit:
         self._addresses = Buckets(rate * NOBODY, clock=clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in UNLIMITED:
+        if scope["type"] != "http" or scope["path"] in UNLIMITED or scope["path"].startswith(UNLIMITED_FOLDER):
             await self._app(scope, receive, send)
             return
         token, address = _token(scope), _address(scope)

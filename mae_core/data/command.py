@@ -24,7 +24,8 @@ def run(arguments: list[str] | None, *, program: str, images_at: Callable[[str],
     try:
         if given.command == "pack":
             return _pack(given, images_at, store_at)
-        return _show(store_at(given.place), as_json=given.json) if given.command == "show" else _verify(store_at(given.place))
+        look = _show if given.command == "show" else _verify
+        return look(store_at(given.place), as_json=given.json)
     except MaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,6 +46,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     showing.add_argument("--json", action="store_true", help="print the index")
     verifying = commands.add_parser("verify", help="read all files and compare their checksums")
     verifying.add_argument("place")
+    verifying.add_argument("--json", action="store_true", help="print what was found as JSON")
     return parser
 
 
@@ -100,7 +102,7 @@ def _listed(numbers: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{number:.6g}' for number in numbers)}]"
 
 
-def _verify(store: PartStore) -> int:
+def _verify(store: PartStore, *, as_json: bool) -> int:
     """Reads all files; names the damaged ones."""
     index = _index_of(store)
 
@@ -114,9 +116,12 @@ def _verify(store: PartStore) -> int:
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         faults = [said for said in pool.map(fault, index.files) if said is not None]
-    for said in faults:
+    if as_json:
+        print(json.dumps({"num_files": len(index.files), "num_images": index.num_images, "faults": faults}))
+    for said in [] if as_json else faults:
         print(said)
     if faults:
         raise DataError(f"data: {len(faults)} of {len(index.files)} files; copy them again, or pack the images again into an empty place")
-    print(f"{len(index.files)} files are whole: {_summary(index)}")
+    if not as_json:
+        print(f"{len(index.files)} files are whole: {_summary(index)}")
     return 0

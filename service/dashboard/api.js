@@ -55,7 +55,7 @@ export async function ask(path, { method = "GET", query, body, headers = {}, sig
     return response;
   }
   const problem = new Problem(response.status, await response.json().catch(() => ({})));
-  note(response.status >= 502 ? `${problem.message} Trying again…` : "");
+  note(response.status >= 502 || response.status === 429 ? `${problem.message} Trying again…` : "");
   if (response.status === 401 && token === session.token()) session.end(problem.message);
   throw problem;
 }
@@ -95,4 +95,9 @@ export class Watched {
     [this.key, this.tag, this.data] = [key, response.headers.get("ETag"), data];
     return { data, isNew: true };
   }
+}
+
+/** For an `Idempotency-Key`. Pages from elsewhere over plain http have no `crypto.randomUUID`. */
+export function freshKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

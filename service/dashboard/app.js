@@ -37,6 +37,7 @@ const root = document.getElementById("app");
 const notice = h("div", { class: "notice", role: "status", hidden: true }, icon(ICONS.warning), h("span"));
 const main = h("main", { id: "main", tabindex: "-1" });
 const links = PLACES.map(([name, text, paths]) => h("a", { href: link([name]), data: { place: name } }, icon(paths), text));
+let header = null;
 let current = null; // {key, controller, update}
 
 document.body.append(...corners());
@@ -54,7 +55,7 @@ async function show() {
     showLogin(root, arguments[0]?.detail ?? "");
     return;
   }
-  if (!root.contains(main)) replace(root, frame(), notice, main);
+  if (!root.contains(main)) replace(root, (header ??= frame()), notice, main);
   const route = parse(location.hash);
   const place = route.parts[0] ?? "jobs";
   const name = place === "jobs" && route.parts[1] ? "job" : place;
@@ -79,7 +80,15 @@ async function build(name, route, signal) {
   replace(main);
   if (!(name in VIEWS)) {
     title("No such page");
-    replace(main, h("div", { class: "empty" }, h("h1", { tabindex: "-1" }, "There is no such page"), h("p", {}, h("a", { href: link(["jobs"]) }, "All jobs"))));
+    replace(
+      main,
+      h(
+        "div",
+        { class: "empty" },
+        h("h1", { tabindex: "-1" }, "There is no such page"),
+        h("p", {}, h("a", { href: link(["jobs"]) }, "All jobs")),
+      ),
+    );
     return;
   }
   try {
@@ -91,7 +100,16 @@ async function build(name, route, signal) {
     if (signal.aborted) return;
     console.warn(error);
     const again = h("button", { class: "button main", on: { click: () => location.reload() } }, "Load the page again");
-    replace(main, h("div", { class: "empty", role: "alert" }, h("h1", { tabindex: "-1" }, "This view cannot be shown"), h("p", {}, "The dashboard may be of another version now."), again));
+    replace(
+      main,
+      h(
+        "div",
+        { class: "empty", role: "alert" },
+        h("h1", { tabindex: "-1" }, "This view cannot be shown"),
+        h("p", {}, "The dashboard may be of another version now."),
+        again,
+      ),
+    );
   }
 }
 
@@ -101,7 +119,9 @@ function leave() {
 }
 
 function brand() {
-  const squares = [0, 1, 2].flatMap((y) => [0, 1, 2].map((x) => svg("rect", { x: 2 + x * 7, y: 2 + y * 7, width: 6, height: 6, rx: 1.2, opacity: x === y ? 1 : 0.3 })));
+  const squares = [0, 1, 2].flatMap((y) =>
+    [0, 1, 2].map((x) => svg("rect", { x: 2 + x * 7, y: 2 + y * 7, width: 6, height: 6, rx: 1.2, opacity: x === y ? 1 : 0.3 })),
+  );
   return svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, squares);
 }
 
@@ -111,7 +131,16 @@ function frame() {
     { class: "bar" },
     h("a", { class: "brand", href: link(["jobs"]), "aria-label": "MAEstro, all jobs" }, brand(), "MAEstro"),
     h("nav", { class: "nav", "aria-label": "Views" }, links),
-    h("div", { class: "tools" }, themeButton(), h("button", { class: "button bare square", type: "button", "aria-label": "Sign out", title: "Sign out", on: { click: () => session.end() } }, icon(ICONS.leave))),
+    h(
+      "div",
+      { class: "tools" },
+      themeButton(),
+      h(
+        "button",
+        { class: "button bare square", type: "button", "aria-label": "Sign out", title: "Sign out", on: { click: () => session.end() } },
+        icon(ICONS.leave),
+      ),
+    ),
   );
 }
 
@@ -123,7 +152,9 @@ function themeButton() {
     button.title = button.getAttribute("aria-label");
     replace(button, icon(isDark ? ICONS.sun : ICONS.moon));
   };
-  button.addEventListener("click", () => globalThis.maestroTheme.choose(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+  button.addEventListener("click", () =>
+    globalThis.maestroTheme.choose(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
+  );
   addEventListener("themechange", draw);
   draw();
   return button;
@@ -140,7 +171,14 @@ function tellConnection() {
 
 let leader = 0; // when g was pressed
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog, [contenteditable]") || session.token() === null) return;
+  if (
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    event.target.closest("input, textarea, select, dialog, [contenteditable]") ||
+    session.token() === null
+  )
+    return;
   const places = { j: "jobs", c: "cluster", s: "submit" };
   if (event.timeStamp - leader < 1200 && event.key in places) {
     event.stopImmediatePropagation();
@@ -151,7 +189,22 @@ function onKey(event) {
 }
 
 function showShortcuts() {
-  const rows = SHORTCUTS.flatMap(([keys, text]) => [h("dt", {}, keys.split(/\s+/).map((key) => [h("kbd", {}, key), " "])), h("dd", {}, text)]);
+  const rows = SHORTCUTS.flatMap(([keys, text]) => [
+    h(
+      "dt",
+      {},
+      keys.split(/\s+/).map((key) => [h("kbd", {}, key), " "]),
+    ),
+    h("dd", {}, text),
+  ]);
   const close = h("button", { class: "button", type: "button", on: { click: (event) => event.target.closest("dialog").close() } }, "Close");
-  open(h("dialog", { "aria-labelledby": "keys-heading" }, h("h2", { id: "keys-heading" }, "Keyboard"), h("dl", { class: "keys" }, rows), h("div", { class: "row" }, close)));
+  open(
+    h(
+      "dialog",
+      { "aria-labelledby": "keys-heading" },
+      h("h2", { id: "keys-heading" }, "Keyboard"),
+      h("dl", { class: "keys" }, rows),
+      h("div", { class: "row" }, close),
+    ),
+  );
 }

@@ -5,17 +5,23 @@ import { measure } from "./format.js";
 import uPlot from "./vendor/uPlot.js";
 
 const HEIGHT = 190;
-const group = uPlot.sync("curves");
+const EXPAND = 2; // of uPlot: a hole of one curve stays one among the points of others
 
 /** `zoomed([from, to] | null)` is called when somebody drags over the chart, or clicks twice. */
 export class Chart {
-  constructor({ title, format = measure, zoomed = () => {}, signal, height = HEIGHT }) {
-    Object.assign(this, { format, zoomed, height });
+  constructor({ title, format = measure, zoomed = () => {}, signal }) {
+    Object.assign(this, { format, zoomed });
     this.value = h("span", { class: "value figures" });
     this.place = h("span", { class: "place muted figures" });
     this.keys = h("span", { class: "keys-line" });
     this.host = h("div", { class: "canvas", role: "img" });
-    this.element = h("figure", { class: "chart card" }, h("figcaption", {}, h("h3", {}, title), this.place, this.value), this.host, this.keys);
+    this.element = h(
+      "figure",
+      { class: "chart card" },
+      h("figcaption", {}, h("h3", {}, title), this.place, this.value),
+      this.host,
+      this.keys,
+    );
     this.title = title;
     this.plot = null;
     this.data = null;
@@ -25,13 +31,25 @@ export class Chart {
     signal.addEventListener("abort", () => (observer.disconnect(), this.destroy()));
   }
 
-  /** lines: {label, colour, xs, ys, dash?, width?, quiet?}; band: {xs, low, high}; odd, marks: {x, text}; range: [from, to] of x; isLog: of y. */
+  /** lines: {label, colour, xs, ys, dash?, width?, quiet?, isGuide?}, of which quiet ones and guides tell no values; band: {xs, low, high}; odd, marks: {x, text}; range: [from, to] of x; isLog: of y. */
   show(content) {
     this.content = content;
-    const tables = content.lines.map(({ xs, ys }) => [xs, ys]);
+    const tables = content.lines.map(({ xs, ys }) => [xs, content.isLog ? ys.map((y) => (y > 0 ? y : null)) : ys]);
     if (content.band) tables.push([content.band.xs, content.band.low], [content.band.xs, content.band.high]);
-    const joins = tables.length === 1 ? tables[0] : tables.length ? uPlot.join(tables, tables.map(() => [2])) : [[]];
-    const look = JSON.stringify([content.lines.map(({ label, colour, dash, width, quiet }) => [label, colour, dash, width, quiet]), Boolean(content.band), content.isLog]);
+    const joins =
+      tables.length === 1
+        ? tables[0]
+        : tables.length
+          ? uPlot.join(
+              tables,
+              tables.map(() => [0, EXPAND]),
+            )
+          : [[]];
+    const look = JSON.stringify([
+      content.lines.map(({ label, colour, dash, width, quiet }) => [label, colour, dash, width, quiet]),
+      Boolean(content.band),
+      content.isLog,
+    ]);
     this.data = joins;
     if (this.plot && look === this.look) {
       this.plot.batch(() => {
@@ -55,54 +73,72 @@ export class Chart {
     this.destroy();
     if (!this.content || !this.host.clientWidth) return;
     this.plot = new uPlot(this.options(), this.data, this.host);
-    group.sub(this.plot);
     this.plot.setScale("x", this.range());
   }
 
   destroy() {
     if (!this.plot) return;
-    group.unsub(this.plot);
     this.plot.destroy();
     this.plot = null;
   }
 
   resize() {
     if (!this.plot) this.rebuild();
-    else if (this.host.clientWidth && this.host.clientWidth !== this.plot.width) this.plot.setSize({ width: this.host.clientWidth, height: this.height });
+    else if (this.host.clientWidth && this.host.clientWidth !== this.plot.width)
+      this.plot.setSize({ width: this.host.clientWidth, height: HEIGHT });
   }
 
   options() {
     const colours = getComputedStyle(document.documentElement);
     const colour = (name) => colours.getPropertyValue(name).trim();
-    const axis = { stroke: colour("--muted"), grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+    const axis = {
+      stroke: colour("--muted"),
+      grid: { stroke: colour("--grid"), width: 1 },
+      ticks: { show: false },
+      font: `11px ${colour("--sans")}`,
+    };
     const lines = this.content.lines.map((line) => ({
       label: line.label,
       stroke: colour(line.colour) + (line.quiet ? "55" : ""),
       width: line.width ?? 1.5,
       dash: line.dash,
-      points: { show: line.xs.length < 30, size: 5 },
+      points: { show: line.xs.length < 30, size: 5, fill: colour("--surface") },
     }));
-    const edges = this.content.band ? [{ label: "", stroke: "transparent", points: { show: false } }, { label: "", stroke: "transparent", points: { show: false } }] : [];
+    const edges = this.content.band
+      ? [
+          { label: "", stroke: "transparent", points: { show: false } },
+          { label: "", stroke: "transparent", points: { show: false } },
+        ]
+      : [];
     return {
       width: this.host.clientWidth,
-      height: this.height,
-      padding: [8, 8, 0, 0],
+      height: HEIGHT,
+      padding: [8, 16, 0, 0],
       legend: { show: false },
       cursor: {
-        sync: { key: "curves", setSeries: false, scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+        sync: {
+          key: "curves",
+          setSeries: false,
+          scales: ["x", null],
+          filters: { pub: (type) => type === "mousemove" || type === "mouseleave" },
+        },
         drag: { x: true, y: false, setScale: false },
         points: { size: 6 },
         bind: { dblclick: () => () => this.zoomed(null) },
         y: false,
       },
-      scales: { x: { time: false }, y: { distr: this.content.isLog ? 3 : 1, range: this.content.isLog ? undefined : (_, low, high) => spread(low, high) } },
+      scales: { x: { time: false }, y: this.content.isLog ? { distr: 3 } : { range: (_, low, high) => spread(low, high) } },
       axes: [
         { ...axis, size: 26, gap: 4, values: (_, places) => places.map((place) => measure(place)) },
         { ...axis, size: 54, gap: 4, space: 34, values: (_, places) => places.map((place) => (place === null ? "" : this.format(place))) },
       ],
       series: [{}, ...lines, ...edges],
       bands: this.content.band ? [{ series: [lines.length + 2, lines.length + 1], fill: `${colour("--muted")}26` }] : [],
-      hooks: { setSelect: [(plot) => this.select(plot)], setCursor: [(plot) => this.tell(plot.cursor.idx)], draw: [(plot) => this.drawMarks(plot, colour)] },
+      hooks: {
+        setSelect: [(plot) => this.select(plot)],
+        setCursor: [(plot) => this.tell(plot.cursor.idx)],
+        draw: [(plot) => this.drawMarks(plot, colour)],
+      },
     };
   }
 
@@ -118,12 +154,14 @@ export class Chart {
     const { lines } = this.content;
     const at = place ?? null;
     say(this.place, at === null || !this.data[0].length ? "" : `at ${measure(this.data[0][at])}`);
-    const texts = lines.filter((line) => !line.quiet).map((line) => {
-      const column = this.data[lines.indexOf(line) + 1] ?? [];
-      const value = at === null ? column.findLast((y) => y !== null && y !== undefined) : column[at];
-      return value === null || value === undefined ? "–" : this.format(value);
-    });
-    say(this.value, texts.length === 1 ? texts[0] : "");
+    const texts = lines
+      .filter((line) => !line.quiet && !line.isGuide)
+      .map((line) => {
+        const column = this.data[lines.indexOf(line) + 1] ?? [];
+        const value = at === null ? column.findLast((y) => y !== null && y !== undefined) : column[at];
+        return value === null || value === undefined ? "–" : this.format(value);
+      });
+    say(this.value, texts.length <= 2 ? texts.join(" · ") : "");
     this.content.told?.(texts, at);
   }
 

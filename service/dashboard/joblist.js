@@ -51,7 +51,10 @@ export class JobList {
     const value = VALUES[column];
     if (!value || (column === "created" && isDescending)) return jobs;
     const sign = isDescending ? -1 : 1;
-    return jobs.map((job) => [value(job), job]).sort(([a], [b]) => compare(a, b, sign)).map(([, job]) => job);
+    return jobs
+      .map((job) => [value(job), job])
+      .sort(([a], [b]) => compare(a, b, sign))
+      .map(([, job]) => job);
   }
 }
 
@@ -71,7 +74,7 @@ const VALUES = {
 };
 
 function compare(a, b, sign) {
-  const isNone = (value) => value === null || value === undefined || Number.isNaN(Number(value)) && typeof value !== "string";
+  const isNone = (value) => value === null || value === undefined || (Number.isNaN(Number(value)) && typeof value !== "string");
   if (isNone(a) || isNone(b)) return isNone(a) - isNone(b);
   return a < b ? -sign : a > b ? sign : 0;
 }

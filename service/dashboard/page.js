@@ -33,7 +33,14 @@ export function confirm({ heading, text, action, isDangerous = false, work }) {
     const trouble = h("p", { class: "small", role: "alert", style: { color: "var(--bad)" } });
     const yes = h("button", { class: `button main${isDangerous ? " danger" : ""}`, type: "button" }, action);
     const no = h("button", { class: "button", type: "button", autofocus: true, on: { click: () => dialog.close() } }, "Not now");
-    const dialog = h("dialog", { "aria-labelledby": "ask-heading" }, h("h2", { id: "ask-heading" }, heading), h("p", {}, text), trouble, h("div", { class: "row" }, no, yes));
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "ask-heading" },
+      h("h2", { id: "ask-heading" }, heading),
+      h("p", {}, text),
+      trouble,
+      h("div", { class: "row" }, no, yes),
+    );
     let isDone = false;
     yes.addEventListener("click", async () => {
       yes.disabled = true;

@@ -19,7 +19,8 @@ export function link(parts, query = {}) {
   const given = query instanceof URLSearchParams ? query : new URLSearchParams();
   if (given !== query) {
     for (const [name, value] of Object.entries(query)) {
-      for (const item of Array.isArray(value) ? value : [value]) if (item !== null && item !== undefined && item !== "") given.append(name, item);
+      for (const item of Array.isArray(value) ? value : [value])
+        if (item !== null && item !== undefined && item !== "") given.append(name, item);
     }
   }
   const text = given.toString();

@@ -40,7 +40,9 @@ export function withGaps(curve) {
 /** Each value as the median of those round it: spikes do not move it. Holes stay holes. */
 export function smooth(ys, window = WINDOW) {
   const half = Math.floor(window / 2);
-  return ys.map((y, place) => (y === null ? null : median(ys.slice(Math.max(0, place - half), place + half + 1).filter((value) => value !== null))));
+  return ys.map((y, place) =>
+    y === null ? null : median(ys.slice(Math.max(0, place - half), place + half + 1).filter((value) => value !== null)),
+  );
 }
 
 export function median(values) {

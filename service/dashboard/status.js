@@ -48,7 +48,12 @@ export function tone(status) {
 
 export function badge(status, { wish = "run" } = {}) {
   const wanted = wish !== "run" && !TERMINAL.has(status) && status !== "paused" && !["pausing", "stopping"].includes(status);
-  return h("span", { class: `badge tone-${tone(status)}` }, icon(SHAPES[status] ?? SHAPES.queued), wanted ? `${status}, to ${wish}` : status);
+  return h(
+    "span",
+    { class: `badge tone-${tone(status)}` },
+    icon(SHAPES[status] ?? SHAPES.queued),
+    wanted ? `${status}, to ${wish}` : status,
+  );
 }
 
 /** A small drawing of lines, 16 by 16, that screen readers pass by. */
@@ -59,10 +64,13 @@ export function icon(paths, properties = {}) {
 
 export const ICONS = {
   jobs: ["M2.5 4h11", "M2.5 8h11", "M2.5 12h7"],
-  compare: ["M2.5 12.5 6 7l3 2.5 4.5-6", "M2.5 9 6 11l3-5 4.5 3.5"],
+  compare: ["M2.5 12.5 6 8.5l3 2 4.5-6", "M2.5 6.5h2", "M9 13h4.5"],
   cluster: ["M3 3.5h10v3.5H3Z", "M3 9h10v3.5H3Z", "M5.3 5.2h.1", "M5.3 10.8h.1"],
   submit: ["M8 3v10", "M3 8h10"],
-  sun: ["M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6Z", "M8 1.5v1.2M8 13.3v1.2M1.5 8h1.2M13.3 8h1.2M3.4 3.4l.9.9M11.7 11.7l.9.9M3.4 12.6l.9-.9M11.7 4.3l.9-.9"],
+  sun: [
+    "M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6Z",
+    "M8 1.5v1.2M8 13.3v1.2M1.5 8h1.2M13.3 8h1.2M3.4 3.4l.9.9M11.7 11.7l.9.9M3.4 12.6l.9-.9M11.7 4.3l.9-.9",
+  ],
   moon: ["M12.8 9.8A5.2 5.2 0 0 1 6.2 3.2a5.2 5.2 0 1 0 6.6 6.6Z"],
   leave: ["M6.5 3H3.5v10h3", "M7 8h6.5", "M11 5.5 13.5 8 11 10.5"],
   copy: ["M5.5 5.5h7v7h-7Z", "M3.5 10.5v-7h7"],

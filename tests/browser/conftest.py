@@ -3,25 +3,21 @@
 `live`: the API with a database, object storage and the stand-in of Ray, and no dispatcher: jobs stay as `scenes` writes them.
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from service.local import Seaweedfs
+from tests.browser.chromium import ARGUMENTS, program, sign_in
 from tests.browser.scenes import Scenes
 from tests.stand_in.stage import Stage, stage
 
-playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS: playwright is not installed")
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-]
 PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @dataclass
@@ -64,12 +60,12 @@ def live(tmp_path_factory: pytest.TempPathFactory, seaweedfs: Seaweedfs, run_mar
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator["playwright.Browser"]:
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
+def chromium() -> Iterator[Browser]:
+    found = program()
+    if found is None:
         pytest.skip("NO BROWSER TESTS: this machine has no Chromium; apt-get install --no-install-recommends chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, headless=True, args=ARGUMENTS)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, headless=True, args=ARGUMENTS)
         yield browser
         browser.close()
 
@@ -82,7 +78,7 @@ def troubles(live: Live) -> Iterator[Troubles]:
 
 
 @pytest.fixture
-def fresh_page(chromium: "playwright.Browser", live: Live, troubles: Troubles) -> Iterator["playwright.Page"]:
+def fresh_page(chromium: Browser, live: Live, troubles: Troubles) -> Iterator[Page]:
     """A page that is not signed in."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, base_url=live.url)
     context.set_default_timeout(PATIENCE_MS)
@@ -93,28 +89,21 @@ def fresh_page(chromium: "playwright.Browser", live: Live, troubles: Troubles) -
 
 
 @pytest.fixture
-def page(fresh_page: "playwright.Page", live: Live) -> "playwright.Page":
+def page(fresh_page: Page, live: Live) -> Page:
     """A page that is signed in with the installation's own token."""
     sign_in(fresh_page, live.stage.token)
     return fresh_page
 
 
-def sign_in(page: "playwright.Page", token: str) -> None:
-    page.goto("/")
-    page.get_by_label("Your token").fill(token)
-    page.get_by_role("button", name="Sign in").click()
-    page.get_by_role("navigation", name="Views").wait_for()
-
-
-def watch(page: "playwright.Page", troubles: Troubles) -> None:
-    def on_request(request: "playwright.Request") -> None:
+def watch(page: Page, troubles: Troubles) -> None:
+    def on_request(request: Request) -> None:
         parts = urlsplit(request.url)
         if parts.scheme in ("http", "https") and parts.netloc not in troubles.allowed_hosts:
             troubles.note(f"another host: {request.url}")
         if "mst_" in request.url:
             troubles.note(f"a token in an address: {request.url}")
 
-    def on_failed(request: "playwright.Request") -> None:
+    def on_failed(request: Request) -> None:
         if request.failure != "net::ERR_ABORTED":  # the page itself has given it up
             troubles.note(f"failed: {request.url} {request.failure}")
 

@@ -51,7 +51,8 @@ class Scripts:
             "REGION": REGION,
             "NO_CHECK_BUCKET": "true",
         }
-        self._environment = os.environ | {f"RCLONE_CONFIG_S3_{name}": value for name, value in remote.items()}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}  # rclone ends at an AWS_CA_BUNDLE
+        self._environment = kept | {f"RCLONE_CONFIG_S3_{name}": value for name, value in remote.items()}
         if postgres is not None:
             self._environment["PATH"] = f"{postgres._bin}:{os.environ['PATH']}"
 
@@ -98,7 +99,8 @@ def test_a_paused_job_goes_on_where_it_was_restored(
         told = scripts.run("restore", str(backup), f"s3:{bucket}", database_url=url)
         assert told.returncode == 0, told.stderr
         again = scripts.run("restore", str(backup), f"s3:{bucket}", database_url=url)
-        assert (again.returncode, again.stderr) == (1, f"the bucket s3:{bucket} is not empty\n")
+        assert again.returncode == 1
+        assert f"the bucket s3:{bucket} is not empty" in again.stderr
 
         with stage(tmp_path / "after", **common, database_url=url, s3_bucket=bucket) as restored:  # type: ignore[arg-type]
             restored.dispatchers[0].start()

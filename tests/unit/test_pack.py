@@ -284,6 +284,9 @@ def test_show_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "shard-000001.tar is damaged" in told.out
     assert "hashes.bin is missing" in told.out
     assert "2 of" in told.err
+    assert main(["verify", str(dest), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_files"], found["num_images"], len(found["faults"])) == (len(index.files), 40, 2)
 
 
 def test_damage_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 // What can be done with a job, as it is now. Whatever cannot be taken back is asked for first.
 
-import { ask, call } from "../api.js";
+import { ask, call, freshKey } from "../api.js";
 import { h } from "../dom.js";
+import { bytes, count } from "../format.js";
 import { confirm, open, toast } from "../page.js";
 import { LABEL } from "../reference.js";
 import { go, link } from "../router.js";
@@ -35,25 +36,48 @@ async function post(view, what) {
 }
 
 const pause = (view) =>
-  confirm({ heading: "Pause this job?", text: "It saves its training state, releases its devices, and goes on at that very step when it is resumed.", action: "Pause", work: () => post(view, "pause") });
+  confirm({
+    heading: "Pause this job?",
+    text: "It saves its training state, releases its devices, and goes on at that very step when it is resumed.",
+    action: "Pause",
+    work: () => post(view, "pause"),
+  });
 
 const resume = (view) =>
-  confirm({ heading: "Resume this job?", text: "It stands in line at its old place, and goes on from its last training state.", action: "Resume", work: () => post(view, "resume") });
+  confirm({
+    heading: "Resume this job?",
+    text: "It stands in line at its old place, and goes on from its last training state.",
+    action: "Resume",
+    work: () => post(view, "resume"),
+  });
 
 const cancel = (view) =>
-  confirm({ heading: "Cancel this job?", text: `${view.job.name} stops at its next step and does not go on. Its last training state is not a result: there is no encoder of it.`, action: "Cancel the job", isDangerous: true, work: () => post(view, "cancel") });
+  confirm({
+    heading: "Cancel this job?",
+    text: `${view.job.name} stops at its next step and does not go on. Its last training state is not a result: there is no encoder of it.`,
+    action: "Cancel the job",
+    isDangerous: true,
+    work: () => post(view, "cancel"),
+  });
 
 async function retry(view) {
-  const key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`; // once for this question, however often it is sent
+  const key = freshKey(); // once for this question, however often it is sent
   let made = null;
   const work = async () => (made = await call(`/jobs/${view.id}/retry`, { method: "POST", headers: { "Idempotency-Key": key } }));
-  if (await confirm({ heading: "Retry this job?", text: "A new job of the same spec is submitted. It starts anew.", action: "Retry", work })) go(["jobs", made.id]);
+  if (
+    await confirm({ heading: "Retry this job?", text: "A new job of the same spec is submitted. It starts anew.", action: "Retry", work })
+  )
+    go(["jobs", made.id]);
 }
 
 async function remove(view) {
   const { name } = view.job;
+  const left = await call(`/jobs/${view.id}`, { method: "DELETE", query: { dry_run: "true" } }).catch(() => null);
+  const much =
+    left && left.num_objects ? `: ${left.is_complete ? "" : "more than "}${count(left.num_objects, "object")}, ${bytes(left.bytes)}` : "";
   const work = () => ask(`/jobs/${view.id}`, { method: "DELETE" });
-  if (await confirm({ heading: "Delete this job?", text: `${name} and all it left in object storage are deleted, for everybody and for good.`, action: "Delete for good", isDangerous: true, work })) {
+  const text = `${name} and all it left in object storage${much} are deleted, for everybody and for good.`;
+  if (await confirm({ heading: "Delete this job?", text, action: "Delete for good", isDangerous: true, work })) {
     toast(`${name} is deleted.`);
     go(["jobs"]);
   }
@@ -62,7 +86,12 @@ async function remove(view) {
 function pinButton(view) {
   const name = view.job.labels[LABEL];
   const isPinned = name !== undefined;
-  const shown = h("button", { class: "button", type: "button", "aria-pressed": String(isPinned), on: { click: () => (isPinned ? unpin(view) : pin(view)) } }, icon(ICONS.pin), isPinned ? `Reference ${name}` : "Use as reference");
+  const shown = h(
+    "button",
+    { class: "button", type: "button", "aria-pressed": String(isPinned), on: { click: () => (isPinned ? unpin(view) : pin(view)) } },
+    icon(ICONS.pin),
+    isPinned ? `Reference ${name}` : "Use as reference",
+  );
   shown.title = isPinned ? "Runs of this project are held against it" : "Hold other runs of this project against it";
   return shown;
 }
@@ -71,7 +100,11 @@ function pinButton(view) {
 async function label(view, change) {
   const response = await ask(`/jobs/${view.id}`);
   const { labels } = await response.json();
-  await call(`/jobs/${view.id}`, { method: "PATCH", body: { labels: change(labels) }, headers: { "If-Match": response.headers.get("ETag") } });
+  await call(`/jobs/${view.id}`, {
+    method: "PATCH",
+    body: { labels: change(labels) },
+    headers: { "If-Match": response.headers.get("ETag") },
+  });
   view.isStale = true;
   view.soon();
 }
@@ -90,10 +123,24 @@ function pin(view) {
     }
   };
   const text = `Runs of kind ${view.job.kind} in this project are held against its loss, and marked when they leave its band. It becomes the job's label “${LABEL}”.`;
-  const form = h("form", { on: { submit } }, h("h2", { id: "pin-heading" }, "Use as reference"), h("p", {}, text), h("label", { for: "reference-name", class: "small" }, "Name"), input, trouble, h("div", { class: "row" }, cancelled, h("button", { class: "button main", type: "submit" }, "Use it")));
+  const form = h(
+    "form",
+    { on: { submit } },
+    h("h2", { id: "pin-heading" }, "Use as reference"),
+    h("p", {}, text),
+    h("label", { for: "reference-name", class: "small" }, "Name"),
+    input,
+    trouble,
+    h("div", { class: "row" }, cancelled, h("button", { class: "button main", type: "submit" }, "Use it")),
+  );
   const dialog = h("dialog", { "aria-labelledby": "pin-heading" }, form);
   open(dialog);
 }
 
 const unpin = (view) =>
-  confirm({ heading: "No longer a reference?", text: "Runs are not held against this job any more.", action: "Take it away", work: () => label(view, ({ [LABEL]: _, ...labels }) => labels) });
+  confirm({
+    heading: "No longer a reference?",
+    text: "Runs are not held against this job any more.",
+    action: "Take it away",
+    work: () => label(view, ({ [LABEL]: _, ...labels }) => labels),
+  });

@@ -5,7 +5,17 @@ import { announce, toast } from "../page.js";
 import { ICONS, icon } from "../status.js";
 
 export function copyButton(text, label = "Copy") {
-  return h("button", { class: "button bare slim", type: "button", "aria-label": label, title: label, on: { click: (event) => copy(text, event.currentTarget) } }, icon(ICONS.copy));
+  return h(
+    "button",
+    {
+      class: "button bare slim",
+      type: "button",
+      "aria-label": label,
+      title: label,
+      on: { click: (event) => copy(text, event.currentTarget) },
+    },
+    icon(ICONS.copy),
+  );
 }
 
 /** A command, and the button that copies it. */

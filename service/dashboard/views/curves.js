@@ -4,7 +4,8 @@ import { Watched, call } from "../api.js";
 import { AXES, axisOf, stepsPerEpoch } from "../axis.js";
 import { Chart } from "../chart.js";
 import { h, replace } from "../dom.js";
-import { grouped, measure, percent } from "../format.js";
+import { FIGURES, figureOf } from "../figures.js";
+import { grouped, measure } from "../format.js";
 import { poll } from "../poll.js";
 import { bandOf, departure, publishedAccuracy } from "../reference.js";
 import { curveOf, smooth, summary, withGaps } from "../series.js";
@@ -13,14 +14,6 @@ import { ReferenceChoice } from "./references.js";
 
 const POLL_SECONDS = 2;
 const MAX_POINTS = 1200;
-const KNOWN = [
-  ["Loss", (name) => name === "loss", measure],
-  ["Accuracy", (name) => name.includes("accuracy"), (value) => percent(value, 1)],
-  ["Learning rate", (name) => name === "lr", measure],
-  ["Gradient norm", (name) => name === "grad_norm", measure],
-  ["Images per second", (name) => name === "images_per_second", (value) => measure(value, 3)],
-  ["Waiting for images", (name) => name === "data_wait", (value) => percent(value, 1)],
-];
 const MARKED = { workers_started: "--accent", went_back: "--bad", steps_dropped: "--bad", workers_failed: "--bad", run_stopped: "--warn" };
 
 export class Curves {
@@ -36,20 +29,40 @@ export class Curves {
     this.from = this.stepInput("From step");
     this.to = this.stepInput("To step");
     this.whole = h("button", { class: "button slim", type: "button", hidden: true, on: { click: () => this.zoomTo(null) } }, "Whole run");
-    this.axisChoice = h("select", { class: "input slim", "aria-label": "Curves over", on: { change: () => ((this.axisName = this.axisChoice.value), this.draw()) } }, AXES.map(([name, text]) => h("option", { value: name }, text)));
-    this.log = h("button", { class: "button slim", type: "button", "aria-pressed": "false", on: { click: () => this.toggleLog() } }, "Log scale");
+    this.axisChoice = h(
+      "select",
+      { class: "input slim", "aria-label": "Curves over", on: { change: () => ((this.axisName = this.axisChoice.value), this.draw()) } },
+      AXES.map(([name, text]) => h("option", { value: name }, text)),
+    );
+    this.log = h(
+      "button",
+      { class: "button slim", type: "button", "aria-pressed": "false", on: { click: () => this.toggleLog() } },
+      "Log scale",
+    );
     this.reference = new ReferenceChoice(context, signal, () => this.draw());
     this.element = h(
       "section",
       { "aria-label": "Curves" },
-      h("div", { class: "curve-tools" }, this.axisChoice, this.log, this.reference.element, h("span", { class: "steps" }, h("span", { class: "muted small" }, "Steps"), this.from, "–", this.to, this.whole)),
+      h(
+        "div",
+        { class: "curve-tools" },
+        this.axisChoice,
+        this.log,
+        this.reference.element,
+        h("span", { class: "steps" }, h("span", { class: "muted small" }, "Steps"), this.from, "–", this.to, this.whole),
+      ),
       this.grid,
     );
     this.poller = poll(() => this.refresh(), { seconds: POLL_SECONDS, signal });
   }
 
   stepInput(label) {
-    return h("input", { class: "input slim", inputmode: "numeric", "aria-label": label, on: { change: () => this.zoomTo([Number(this.from.value) || 0, Number(this.to.value) || Infinity]) } });
+    return h("input", {
+      class: "input slim",
+      inputmode: "numeric",
+      "aria-label": label,
+      on: { change: () => this.zoomTo([Number(this.from.value) || 0, Number(this.to.value) || Infinity]) },
+    });
   }
 
   toggleLog() {
@@ -73,9 +86,15 @@ export class Curves {
     if (TERMINAL.has(this.context.job.status) && this.series && this.seen === JSON.stringify([this.zoom, this.context.job.version])) return;
     const seen = JSON.stringify([this.zoom, this.context.job.version]);
     const stretch = this.zoom ? { from_step: this.zoom[0], to_step: this.zoom[1] } : {};
-    const { data, isNew } = await this.watched.get(`/jobs/${this.context.id}/metrics`, { query: { max_points: MAX_POINTS, ...stretch }, signal: this.signal });
+    const { data, isNew } = await this.watched.get(`/jobs/${this.context.id}/metrics`, {
+      query: { max_points: MAX_POINTS, ...stretch },
+      signal: this.signal,
+    });
     if (!this.zoom && isNew) this.speed = data.series.images_per_second;
-    if (this.zoom && !this.speed) this.speed = (await call(`/jobs/${this.context.id}/metrics`, { query: { names: "images_per_second" }, signal: this.signal })).series.images_per_second;
+    if (this.zoom && !this.speed)
+      this.speed = (
+        await call(`/jobs/${this.context.id}/metrics`, { query: { names: "images_per_second" }, signal: this.signal })
+      ).series.images_per_second;
     this.series = data.series;
     this.seen = seen;
     if (isNew) this.draw();
@@ -85,14 +104,20 @@ export class Curves {
   draw() {
     if (!this.series) return;
     const axis = axisOf(this.axisName, this.context.job, this.speed);
-    for (const option of this.axisChoice.options) option.disabled = option.value !== "step" && axisOf(option.value, this.context.job, this.speed).name === "step";
+    for (const option of this.axisChoice.options)
+      option.disabled = option.value !== "step" && axisOf(option.value, this.context.job, this.speed).name === "step";
     const names = Object.keys(this.series);
-    const groups = KNOWN.map(([title, fits, format]) => [title, names.filter(fits), format]).filter(([, found]) => found.length);
-    const others = names.filter((name) => !KNOWN.some(([, fits]) => fits(name)));
-    groups.push(...others.map((name) => [name, [name], measure]));
-    const shown = groups.map(([title, found, format]) => this.drawChart(title, found, format, axis));
-    if (shown.length === 0) replace(this.grid, h("p", { class: "empty card" }, h("strong", {}, "No figures yet"), "Curves appear with the first steps."));
-    else if (this.grid.children.length !== shown.length || shown.some((chart, place) => this.grid.children[place] !== chart.element)) replace(this.grid, shown.map((chart) => chart.element));
+    const groups = FIGURES.map(([title, fits, ...rest]) => [title, names.filter(fits), ...rest]).filter(([, found]) => found.length);
+    const others = names.filter((name) => !FIGURES.some(([, fits]) => fits(name)));
+    groups.push(...others.map((name) => [name, [name], measure, true]));
+    const shown = groups.map((group) => this.drawChart(axis, ...group));
+    if (shown.length === 0)
+      replace(this.grid, h("p", { class: "empty card" }, h("strong", {}, "No figures yet"), "Curves appear with the first steps."));
+    else if (this.grid.children.length !== shown.length || shown.some((chart, place) => this.grid.children[place] !== chart.element))
+      replace(
+        this.grid,
+        shown.map((chart) => chart.element),
+      );
     for (const chart of shown) chart.resize();
     this.tellZoom();
   }
@@ -103,7 +128,7 @@ export class Curves {
     if (document.activeElement !== this.to) this.to.value = this.zoom ? this.zoom[1] : this.lastStep();
   }
 
-  drawChart(title, names, format, axis) {
+  drawChart(axis, title, names, format, mayBeLog) {
     if (!this.charts.has(title)) {
       const zoomed = (range) => this.zoomTo(range && range.map((x) => this.axis.toStep(x)));
       this.charts.set(title, new Chart({ title, format, zoomed, signal: this.signal }));
@@ -115,7 +140,15 @@ export class Curves {
     const extra = title === "Loss" ? this.referenceLines(curves[0], axis) : title === "Accuracy" ? this.publishedLines(curves[0]) : {};
     const odd = curves.flatMap((curve) => curve.odd);
     const range = this.zoom ? this.zoom.map(axis.toX) : [axis.toX(0), axis.toX(this.lastStep())];
-    chart.show({ lines: [...lines, ...(extra.lines ?? [])], band: extra.band, odd, marks: this.marks(axis), range, isLog: this.isLog && title !== "Accuracy" && title !== "Waiting for images", words: this.words(names, curves, format) });
+    chart.show({
+      lines: [...lines, ...(extra.lines ?? [])],
+      band: extra.band,
+      odd,
+      marks: this.marks(axis),
+      range,
+      isLog: this.isLog && mayBeLog,
+      words: this.words(names, curves, format),
+    });
     this.key(chart, names, extra, odd.length);
     return chart;
   }
@@ -125,7 +158,10 @@ export class Curves {
     const colour = `--curve-${(place % 6) + 1}`;
     const isNoisy = ["loss", "grad_norm"].includes(name) && xs.length > 120;
     if (!isNoisy) return [{ label: name, colour, xs, ys }];
-    return [{ label: name, colour, xs, ys, quiet: true, width: 1 }, { label: name, colour, xs, ys: smooth(ys), width: 1.75 }];
+    return [
+      { label: name, colour, xs, ys, quiet: true, width: 1 },
+      { label: name, colour, xs, ys: smooth(ys), width: 1.75 },
+    ];
   }
 
   /** The chosen reference and its band, laid over this run's axis by epochs. */
@@ -141,22 +177,32 @@ export class Curves {
     const xs = band.xs.map(toX);
     const own = curveOf(this.series.loss, (step) => step / perEpoch);
     if (!this.zoom) this.context.depart(departure(band, own), this.reference.name);
-    return { lines: [{ label: this.reference.name, colour: "--muted", xs, ys: band.centre, dash: [5, 4], width: 1.25 }], band: { xs, low: band.low, high: band.high } };
+    return {
+      lines: [{ label: this.reference.name, colour: "--muted", xs, ys: band.centre, dash: [5, 4], width: 1.25, isGuide: true }],
+      band: { xs, low: band.low, high: band.high },
+    };
   }
 
   publishedLines(curve) {
     const value = this.reference.isPublished ? publishedAccuracy(this.context.job) : null;
     if (value === null || !curve.xs.length) return {};
     const ends = [0, Math.max(...curve.xs)];
-    return { lines: [{ label: "published", colour: "--muted", xs: ends, ys: [value, value], dash: [5, 4] }] };
+    return { lines: [{ label: "published", colour: "--muted", xs: ends, ys: [value, value], dash: [5, 4], isGuide: true }] };
   }
 
   marks(axis) {
-    return this.context.events.filter(({ type, data }) => MARKED[type] && Number.isInteger(stepOf(data)) && stepOf(data) > 0).map(({ type, data }) => ({ x: axis.toX(stepOf(data)), colour: MARKED[type] }));
+    return this.context.events
+      .filter(({ type, data }) => MARKED[type] && Number.isInteger(stepOf(data)) && stepOf(data) > 0)
+      .map(({ type, data }) => ({ x: axis.toX(stepOf(data)), colour: MARKED[type] }));
   }
 
   key(chart, names, extra, numOdd) {
-    const parts = names.length > 1 ? names.map((name, place) => h("span", { class: "key", style: { "--key": `var(--curve-${place + 1})` } }, name.replaceAll("_", " "))) : [];
+    const parts =
+      names.length > 1
+        ? names.map((name, place) =>
+            h("span", { class: "key", style: { "--key": `var(--curve-${place + 1})` } }, figureOf(name).title),
+          )
+        : [];
     for (const line of extra.lines ?? []) parts.push(h("span", { class: "key dashed" }, line.label));
     if (numOdd) parts.push(h("span", { class: "odd" }, `✕ ${grouped(numOdd)} not finite`));
     const text = parts.map((part) => part.textContent).join();
@@ -166,11 +212,15 @@ export class Curves {
   }
 
   words(names, curves, format) {
-    return names.map((name, place) => {
-      const told = summary(curves[place]);
-      const odd = told.numOdd ? `, ${told.numOdd} values not finite` : "";
-      return told.count ? `${name}: last ${format(told.last)}, lowest ${format(told.low)}, highest ${format(told.high)}${odd}` : `${name}: no values${odd}`;
-    }).join(". ");
+    return names
+      .map((name, place) => {
+        const told = summary(curves[place]);
+        const odd = told.numOdd ? `, ${told.numOdd} values not finite` : "";
+        return told.count
+          ? `${name}: last ${format(told.last)}, lowest ${format(told.low)}, highest ${format(told.high)}${odd}`
+          : `${name}: no values${odd}`;
+      })
+      .join(". ");
   }
 }
 

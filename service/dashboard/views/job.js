@@ -49,7 +49,18 @@ class JobView {
     title("Job");
     replace(
       main,
-      h("div", { class: "head" }, h("div", { class: "grow" }, h("a", { class: "back small", href: link(["jobs"]) }, icon(ICONS.back), "Jobs"), h("div", { class: "row" }, this.heading, this.status), this.sub), this.actions),
+      h(
+        "div",
+        { class: "head" },
+        h(
+          "div",
+          { class: "grow" },
+          h("a", { class: "back small", href: link(["jobs"]) }, icon(ICONS.back), "Jobs"),
+          h("div", { class: "row" }, this.heading, this.status),
+          this.sub,
+        ),
+        this.actions,
+      ),
       this.banners,
       this.progress,
       this.tabs,
@@ -107,7 +118,20 @@ class JobView {
     replace(this.tabs);
     this.progress.hidden = true;
     if (!wasThere) say(this.heading, "There is no such job");
-    replace(this.banners, h("div", { class: "banner tone-warn", role: "alert" }, icon(ICONS.warning), h("div", {}, h("strong", {}, wasThere ? "This job was deleted." : "It was deleted, or belongs to another project."), h("p", { class: "detail" }, h("a", { href: link(["jobs"]) }, "All jobs")))));
+    replace(
+      this.banners,
+      h(
+        "div",
+        { class: "banner tone-warn", role: "alert" },
+        icon(ICONS.warning),
+        h(
+          "div",
+          {},
+          h("strong", {}, wasThere ? "This job was deleted." : "It was deleted, or belongs to another project."),
+          h("p", { class: "detail" }, h("a", { href: link(["jobs"]) }, "All jobs")),
+        ),
+      ),
+    );
     replace(this.part);
   }
 
@@ -124,8 +148,19 @@ class JobView {
     title(job.name);
     say(this.heading, job.name);
     replace(this.status, badge(job.status, { wish: job.desired_state }));
-    const labels = Object.entries(job.labels).map(([key, value]) => h("a", { class: "chip", href: link(["jobs"], { label: value ? `${key}:${value}` : key }) }, value ? `${key}: ${value}` : key));
-    replace(this.sub, h("span", {}, job.kind), h("span", { class: "row" }, h("code", {}, job.id), copyButton(job.id, "Copy the id")), h("span", {}, `project ${job.project}`), h("span", { title: moment(job.created_at) }, `submitted ${ago(job.created_at)}`), job.priority ? h("span", {}, `priority ${job.priority}`) : null, job.retry_of ? h("a", { href: link(["jobs", job.retry_of]) }, "a retry of another job") : null, labels);
+    const labels = Object.entries(job.labels).map(([key, value]) =>
+      h("a", { class: "chip", href: link(["jobs"], { label: value ? `${key}:${value}` : key }) }, value ? `${key}: ${value}` : key),
+    );
+    replace(
+      this.sub,
+      h("span", {}, job.kind),
+      h("span", { class: "row" }, h("code", {}, job.id), copyButton(job.id, "Copy the id")),
+      h("span", {}, `project ${job.project}`),
+      h("span", { title: moment(job.created_at) }, `submitted ${ago(job.created_at)}`),
+      job.priority ? h("span", {}, `priority ${job.priority}`) : null,
+      job.retry_of ? h("a", { href: link(["jobs", job.retry_of]) }, "a retry of another job") : null,
+      labels,
+    );
     const act = JSON.stringify([job.status, job.desired_state, job.labels]);
     if (act !== this.acted) replace(this.actions, actions(this));
     this.acted = act;
@@ -158,7 +193,11 @@ class JobView {
       ["Attempt", String(job.attempt)],
     ].filter(Boolean);
     if (!this.meter) {
-      this.meter = h("div", { class: "meter", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, h("span"));
+      this.meter = h(
+        "div",
+        { class: "meter", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 },
+        h("span"),
+      );
       this.percent = h("strong", { class: "figures" });
       this.facts = h("dl", { class: "facts" });
       replace(this.progress, h("div", { class: "meter-line" }, this.meter, this.percent), this.facts);
@@ -167,7 +206,10 @@ class JobView {
     this.meter.setAttribute("aria-valuenow", Math.round(done * 100));
     this.meter.firstChild.style.width = `${done * 100}%`;
     say(this.percent, percent(done));
-    replace(this.facts, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "figures" }, value))));
+    replace(
+      this.facts,
+      facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "figures" }, value))),
+    );
   }
 
   drawTabs() {
@@ -176,7 +218,12 @@ class JobView {
     const key = JSON.stringify([here, there.length]);
     if (key === this.tabsKey) return;
     this.tabsKey = key;
-    replace(this.tabs, there.map(([name, text]) => h("a", { href: link(["jobs", this.id, name].filter(Boolean)), "aria-current": name === here ? "page" : null }, text)));
+    replace(
+      this.tabs,
+      there.map(([name, text]) =>
+        h("a", { href: link(["jobs", this.id, name].filter(Boolean)), "aria-current": name === here ? "page" : null }, text),
+      ),
+    );
   }
 
   async openPart(route) {

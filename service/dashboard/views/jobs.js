@@ -10,11 +10,12 @@ import { amend, go, link } from "../router.js";
 import { ACTIVE, AT_WORK, GROUPS } from "../status.js";
 import { follow } from "../stream.js";
 import { JobTable } from "./jobtable.js";
+import { Marks } from "./marks.js";
 
 const PAGE = 100;
 const POLL_SECONDS = 3;
 const MAX_DIRTY = 20; // jobs below the first page that are looked at again in one round
-const FIELDS = "id,name,kind,status,desired_state,reason,labels,progress,created_at,started_at,finished_at";
+const FIELDS = "id,project,name,kind,status,desired_state,reason,labels,progress,created_at,started_at,finished_at";
 const KINDS = ["pretrain", "probe", "finetune", "evaluate", "embed"];
 const SORT = { column: "created", isDescending: true };
 
@@ -35,18 +36,36 @@ class JobsView {
     this.dirty = new Set();
     this.filter = {};
     this.sort = SORT;
-    this.table = new JobTable({ signal, more: () => this.more(), sort: (sort) => this.sortBy(sort), selected: () => this.draw() });
+    this.marks = new Marks(signal);
+    this.table = new JobTable({
+      signal,
+      mark: (job) => this.marks.of(job),
+      more: () => this.more(),
+      sort: (sort) => this.sortBy(sort),
+      selected: () => this.draw(),
+    });
     this.build(main);
   }
 
   build(main) {
     this.search = h("input", { class: "input", type: "search", placeholder: "Name or id", "aria-label": "Search by name or id" });
-    this.kind = h("select", { class: "input", "aria-label": "Kind" }, h("option", { value: "" }, "All kinds"), KINDS.map((kind) => h("option", { value: kind }, kind)));
+    this.kind = h(
+      "select",
+      { class: "input", "aria-label": "Kind" },
+      h("option", { value: "" }, "All kinds"),
+      KINDS.map((kind) => h("option", { value: kind }, kind)),
+    );
     this.label = h("input", { class: "input label", placeholder: "Label, as team:cells", "aria-label": "Label" });
-    this.groups = [["", "All"], ...GROUPS].map(([name, text]) => h("button", { type: "button", data: { group: name }, on: { click: () => this.choose(name) } }, text));
+    this.groups = [["", "All"], ...GROUPS].map(([name, text]) =>
+      h("button", { type: "button", data: { group: name }, on: { click: () => this.choose(name) } }, text),
+    );
     this.note = h("span", { role: "status" });
     this.compare = h("a", { class: "button slim", hidden: true });
-    this.allButton = h("button", { class: "button slim bare", type: "button", hidden: true, on: { click: () => this.loadAll() } }, "Load all");
+    this.allButton = h(
+      "button",
+      { class: "button slim bare", type: "button", hidden: true, on: { click: () => this.loadAll() } },
+      "Load all",
+    );
     const later = calm(() => this.apply(), 0.25, this.signal);
     this.search.addEventListener("input", later);
     this.label.addEventListener("input", later);
@@ -71,7 +90,12 @@ class JobsView {
 
   /** The filter of an address; whether it is another one. */
   read(query) {
-    const filter = { text: query.get("text") ?? "", kind: query.get("kind") ?? "", label: query.get("label") ?? "", status: query.getAll("status") };
+    const filter = {
+      text: query.get("text") ?? "",
+      kind: query.get("kind") ?? "",
+      label: query.get("label") ?? "",
+      status: query.getAll("status"),
+    };
     const isNew = JSON.stringify(filter) !== JSON.stringify(this.filter);
     this.filter = filter;
     if (document.activeElement !== this.search) this.search.value = filter.text;
@@ -132,6 +156,7 @@ class JobsView {
     if (isNew || this.list.cursor === undefined) this.list.refresh(data);
     await this.refreshOthers(new Set(data.jobs.map((job) => job.id)));
     if (round === this.round) this.draw();
+    if ((await this.marks.look([...this.list.byId.values()])) && round === this.round) this.draw();
   }
 
   /** Those that are not on the first page: at work, or told of. */
@@ -192,8 +217,17 @@ class JobsView {
   }
 
   draw() {
-    this.table.show(this.list.sorted(this.sort), { sort: this.sort, isWhole: this.list.cursor === null, isLoaded: this.list.cursor !== undefined, trouble: this.trouble, isFiltered: Object.values(this.filter).some((value) => value.length) });
-    const there = this.list.cursor === undefined ? "" : count(this.list.size, "job") + (this.list.cursor ? " loaded, older ones follow as you scroll" : "");
+    this.table.show(this.list.sorted(this.sort), {
+      sort: this.sort,
+      isWhole: this.list.cursor === null,
+      isLoaded: this.list.cursor !== undefined,
+      trouble: this.trouble,
+      isFiltered: Object.values(this.filter).some((value) => value.length),
+    });
+    const there =
+      this.list.cursor === undefined
+        ? ""
+        : count(this.list.size, "job") + (this.list.cursor ? " loaded, older ones follow as you scroll" : "");
     const isSorted = this.list.cursor && !(this.sort.column === "created" && this.sort.isDescending);
     say(this.note, this.trouble || (isSorted ? `Sorted among the ${there.replace(", older ones follow as you scroll", "")}` : there));
     this.allButton.hidden = !isSorted;
@@ -211,7 +245,13 @@ class JobsView {
       this.table.element.focus();
     }
     if (event.target.closest("input:not([type=checkbox]), textarea, select, dialog")) return;
-    const actions = { j: () => this.table.move(1), k: () => this.table.move(-1), x: () => this.table.toggle(), "/": () => this.search.select(), Enter: null };
+    const actions = {
+      j: () => this.table.move(1),
+      k: () => this.table.move(-1),
+      x: () => this.table.toggle(),
+      "/": () => this.search.select(),
+      Enter: null,
+    };
     if (event.key === "Enter" && event.target.closest("a, button, input") === null && this.table.here) go(["jobs", this.table.here]);
     if (!actions[event.key]) return;
     event.preventDefault();

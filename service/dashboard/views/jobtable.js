@@ -20,22 +20,36 @@ const COLUMNS = [
 ];
 
 export class JobTable {
-  /** `more()`: the end is near; `sort(order)`; `selected()`: other rows are chosen. */
-  constructor({ signal, more, sort, selected }) {
-    Object.assign(this, { more, sort, selected });
+  /** `mark(job)`: whether it is outside of its reference; `more()`: the end is near; `sort(order)`; `selected()`: other rows are chosen. */
+  constructor({ signal, mark, more, sort, selected }) {
+    Object.assign(this, { mark, more, sort, selected });
     this.jobs = [];
     this.chosen = new Set();
     this.here = null; // the id of the row that j and k move from
     this.rows = new Map();
     this.heads = COLUMNS.map(([name, text, width, kind]) =>
-      h("th", { scope: "col", class: kind ?? null, style: { width } }, h("button", { type: "button", on: { click: () => this.click(name) } }, text)),
+      h(
+        "th",
+        { scope: "col", class: kind ?? null, style: { width } },
+        h("button", { type: "button", on: { click: () => this.click(name) } }, text),
+      ),
     );
     this.above = h("tr", { class: "space", "aria-hidden": "true" }, h("td", { colspan: COLUMNS.length + 1 }));
     this.below = this.above.cloneNode(true);
     this.body = h("tbody", {}, this.above, this.below);
-    this.tableElement = h("table", { "aria-label": "Jobs" }, h("thead", {}, h("tr", {}, h("th", { class: "select", scope: "col" }, h("span", { class: "unseen" }, "Compare")), this.heads)), this.body);
+    this.tableElement = h(
+      "table",
+      { "aria-label": "Jobs" },
+      h("thead", {}, h("tr", {}, h("th", { class: "select", scope: "col" }, h("span", { class: "unseen" }, "Compare")), this.heads)),
+      this.body,
+    );
     this.empty = h("div", { class: "empty", hidden: true });
-    this.element = h("div", { class: "card list", tabindex: "0", role: "region", "aria-label": "List of jobs" }, this.tableElement, this.empty);
+    this.element = h(
+      "div",
+      { class: "card list", tabindex: "0", role: "region", "aria-label": "List of jobs" },
+      this.tableElement,
+      this.empty,
+    );
     this.element.addEventListener("scroll", () => this.plan(), { passive: true });
     addEventListener("resize", () => this.plan(), { signal });
   }
@@ -59,7 +73,15 @@ export class JobTable {
     if (this.empty.hidden) return;
     if (trouble) replace(this.empty, h("strong", {}, "This filter cannot be used"), trouble);
     else if (isFiltered) replace(this.empty, h("strong", {}, "No job is like that"), "Change the filter, or clear it.");
-    else replace(this.empty, h("strong", {}, "No jobs yet"), h("a", { href: link(["submit"]) }, "Submit the first one"), ", or use ", h("code", {}, "maestro submit deploy/specs/digits-pretrain.yaml"), ".");
+    else
+      replace(
+        this.empty,
+        h("strong", {}, "No jobs yet"),
+        h("a", { href: link(["submit"]) }, "Submit the first one"),
+        ", or use ",
+        h("code", {}, "maestro submit deploy/specs/digits-pretrain.yaml"),
+        ".",
+      );
     if (!isWhole && isLoaded) this.more();
   }
 
@@ -93,7 +115,7 @@ export class JobTable {
     const kept = new Map();
     const now = Date.now();
     const shown = this.jobs.slice(from, to).map((job, place) => {
-      const look = cells(job, now);
+      const look = { ...cells(job, now), mark: this.mark(job) };
       const key = JSON.stringify([look, job.labels, this.chosen.has(job.id), job.id === this.here]);
       const before = this.rows.get(job.id);
       const row = before?.key === key ? before.row : this.row(job, look);
@@ -106,7 +128,10 @@ export class JobTable {
     this.below.firstChild.style.height = `${(this.jobs.length - to) * height}px`;
     this.arrange(shown);
     if (focused && kept.has(focused) && !kept.get(focused).row.contains(document.activeElement)) {
-      kept.get(focused).row.querySelector(isBox ? "input" : "a").focus({ preventScroll: true });
+      kept
+        .get(focused)
+        .row.querySelector(isBox ? "input" : "a")
+        .focus({ preventScroll: true });
     }
     if (to >= this.jobs.length - OVERSCAN && this.state?.isLoaded && !this.state.isWhole && this.jobs.length) this.more();
   }
@@ -123,18 +148,29 @@ export class JobTable {
   }
 
   row(job, look) {
-    const box = h("input", { type: "checkbox", "aria-label": `Compare ${job.name}`, on: { change: () => this.choose(job.id, box.checked) } });
+    const box = h("input", {
+      type: "checkbox",
+      "aria-label": `Compare ${job.name}`,
+      on: { change: () => this.choose(job.id, box.checked) },
+    });
     box.checked = this.chosen.has(job.id);
-    const labels = Object.entries(job.labels ?? {}).slice(0, 4).map(([key, value]) => h("span", { class: "chip" }, value ? `${key}: ${value}` : key));
+    const labels = Object.entries(job.labels ?? {})
+      .slice(0, 4)
+      .map(([key, value]) => h("span", { class: "chip" }, value ? `${key}: ${value}` : key));
     return h(
       "tr",
       { class: `job${job.id === this.here ? " here" : ""}`, data: { id: job.id } },
       h("td", { class: "select" }, box),
       h("td", { class: "status" }, badge(job.status, { wish: job.desired_state })),
-      h("td", { class: "name" }, h("a", { href: link(["jobs", job.id]), title: job.name, on: { focus: () => (this.here = job.id) } }, job.name), h("div", { class: "under" }, h("code", {}, job.id), labels)),
+      h(
+        "td",
+        { class: "name" },
+        h("a", { href: link(["jobs", job.id]), title: job.name, on: { focus: () => (this.here = job.id) } }, job.name),
+        h("div", { class: "under" }, h("code", {}, job.id), labels),
+      ),
       h("td", {}, job.kind),
       h("td", { class: "bar-cell" }, progress(job, look)),
-      h("td", { class: "number" }, look.loss),
+      h("td", { class: "number" }, look.mark ? off(look.mark) : null, look.loss),
       h("td", { class: "number" }, look.speed),
       h("td", { class: "number" }, look.left),
       h("td", { class: "number when", title: new Date(job.created_at).toLocaleString() }, look.age),
@@ -166,6 +202,16 @@ export class JobTable {
   }
 }
 
+/** A run that has left the band of its reference. */
+function off({ side, name }) {
+  return h(
+    "span",
+    { class: `off ${side}`, title: `${side} the band of its reference “${name}”` },
+    h("span", { class: "unseen" }, `${side} its reference `),
+    h("span", { "aria-hidden": "true" }, side === "above" ? "▲ " : "▼ "),
+  );
+}
+
 /** What the columns say. */
 function cells(job, now) {
   const isOver = TERMINAL.has(job.status);
@@ -186,6 +232,18 @@ function cells(job, now) {
 function progress(job, look) {
   if (look.done === null) return h("span", { class: "muted" }, job.reason ? job.reason.replaceAll("_", " ") : "–");
   const text = `${grouped(job.progress.step)} of ${grouped(job.progress.num_steps)} steps`;
-  const meter = h("span", { class: `meter tone-${tone(job.status)}`, role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(look.done * 100), "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuetext": text }, h("span", { style: { width: `${look.done * 100}%` } }));
+  const meter = h(
+    "span",
+    {
+      class: `meter tone-${tone(job.status)}`,
+      role: "progressbar",
+      "aria-label": "Progress",
+      "aria-valuenow": Math.round(look.done * 100),
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+      "aria-valuetext": text,
+    },
+    h("span", { style: { width: `${look.done * 100}%` } }),
+  );
   return h("div", { class: "progress", title: text }, meter, h("small", {}, look.percent));
 }

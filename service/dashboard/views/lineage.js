@@ -12,7 +12,12 @@ export class Lineage {
   constructor(context, signal) {
     Object.assign(this, { context, signal });
     this.tree = h("ul", { class: "tree" });
-    this.element = h("section", { class: "card lineage", "aria-label": "Lineage", hidden: true }, h("header", {}, h("h2", {}, "Lineage")), h("div", { class: "body scroll", tabindex: "0", role: "group", "aria-label": "Lineage, as a tree" }, this.tree));
+    this.element = h(
+      "section",
+      { class: "card lineage", "aria-label": "Lineage", hidden: true },
+      h("header", {}, h("h2", {}, "Lineage")),
+      h("div", { class: "body scroll", tabindex: "0", role: "group", "aria-label": "Lineage, as a tree" }, this.tree),
+    );
     this.at = 0;
   }
 
@@ -32,12 +37,30 @@ export class Lineage {
 
   branch(job, all, isHere = false) {
     const children = all.filter(({ parent }) => parent === job.id);
-    return h("li", {}, this.card(job, isHere), children.length ? h("ul", {}, children.map((child) => this.branch(child, all))) : null);
+    return h(
+      "li",
+      {},
+      this.card(job, isHere),
+      children.length
+        ? h(
+            "ul",
+            {},
+            children.map((child) => this.branch(child, all)),
+          )
+        : null,
+    );
   }
 
   card(job, isHere) {
     const accuracy = job.metrics?.accuracy ?? job.metrics?.probe_accuracy ?? job.metrics?.knn_accuracy;
-    const parts = [h("span", { class: "muted small" }, job.kind), h("strong", {}, job.name), badge(job.status), typeof accuracy === "number" ? h("span", { class: "figures small" }, percent(accuracy, 1)) : null];
-    return isHere ? h("span", { class: "leaf here", "aria-current": "true" }, parts) : h("a", { class: "leaf", href: link(["jobs", job.id]) }, parts);
+    const parts = [
+      h("span", { class: "muted small" }, job.kind),
+      h("strong", {}, job.name),
+      badge(job.status),
+      typeof accuracy === "number" ? h("span", { class: "figures small" }, percent(accuracy, 1)) : null,
+    ];
+    return isHere
+      ? h("span", { class: "leaf here", "aria-current": "true" }, parts)
+      : h("a", { class: "leaf", href: link(["jobs", job.id]) }, parts);
   }
 }

@@ -9,9 +9,27 @@ import { session } from "../session.js";
 export function showLogin(root, why) {
   title("Sign in");
   const trouble = h("p", { class: "small", role: "alert", style: { color: "var(--bad)" } }, why);
-  const input = h("input", { class: "input", id: "token", type: "password", autocomplete: "off", spellcheck: "false", required: true, "aria-describedby": "token-help" });
+  const input = h("input", {
+    class: "input",
+    id: "token",
+    type: "password",
+    autocomplete: "off",
+    spellcheck: "false",
+    required: true,
+    "aria-describedby": "token-help",
+  });
   const button = h("button", { class: "button main", type: "submit" }, "Sign in");
-  const help = h("p", { class: "small muted", id: "token-help" }, "Made by ", h("code", {}, "maestro tokens create"), "; that of ", h("code", {}, "maestro up"), " is in ", h("code", {}, "~/.maestro/client.json"), ". It is forgotten with this tab.");
+  const help = h(
+    "p",
+    { class: "small muted", id: "token-help" },
+    "Made by ",
+    h("code", {}, "maestro tokens create"),
+    "; that of ",
+    h("code", {}, "maestro up"),
+    " is in ",
+    h("code", {}, "~/.maestro/client.json"),
+    ". It is forgotten with this tab.",
+  );
   const form = h(
     "form",
     { on: { submit } },

@@ -27,9 +27,14 @@ export class ReferenceChoice {
     const { jobs } = await call("/jobs", { query, signal: this.signal }).catch(() => ({ jobs: [] }));
     if (this.signal.aborted) return;
     const pinned = jobs.filter((other) => other.id !== id);
-    const published = job.kind === "pretrain" ? PUBLISHED : [{ id: "published:accuracy", name: "MAE, published accuracy", curve: () => null }];
+    const published =
+      job.kind === "pretrain" ? PUBLISHED : [{ id: "published:accuracy", name: "MAE, published accuracy", curve: () => null }];
     this.options = [...pinned.map((other) => ({ id: other.id, name: other.labels[LABEL] || other.name })), ...published];
-    replace(this.select, h("option", { value: NONE }, "none"), this.options.map((option) => h("option", { value: option.id }, option.name)));
+    replace(
+      this.select,
+      h("option", { value: NONE }, "none"),
+      this.options.map((option) => h("option", { value: option.id }, option.name)),
+    );
     await this.choose(pinned[0]?.id ?? NONE);
   }
 
@@ -45,7 +50,10 @@ export class ReferenceChoice {
 
   async curveOfJob(id) {
     try {
-      const [job, { series }] = await Promise.all([call(`/jobs/${id}`, { signal: this.signal }), call(`/jobs/${id}/metrics`, { query: { names: "loss" }, signal: this.signal })]);
+      const [job, { series }] = await Promise.all([
+        call(`/jobs/${id}`, { signal: this.signal }),
+        call(`/jobs/${id}/metrics`, { query: { names: "loss" }, signal: this.signal }),
+      ]);
       const perEpoch = stepsPerEpoch(job);
       return perEpoch && series.loss ? curveOf(series.loss, (step) => step / perEpoch) : null;
     } catch {

@@ -8,8 +8,29 @@ export function show(host, context) {
   const rows = flatten(job.spec).map(([path, value]) => h("tr", {}, h("th", { scope: "row" }, path), h("td", {}, h("code", {}, value))));
   replace(
     host,
-    job.notes ? h("section", { class: "card", style: { "margin-bottom": "16px" } }, h("header", {}, h("h2", {}, "Notes")), h("p", { class: "body notes" }, job.notes)) : null,
-    h("section", { class: "card" }, h("header", {}, h("h2", { class: "grow" }, "Spec, with all that it left to its recipe"), copyButton(JSON.stringify(job.spec, null, 2), "Copy the spec as JSON")), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Spec" }, h("table", { class: "spec" }, h("tbody", {}, rows)))),
+    job.notes
+      ? h(
+          "section",
+          { class: "card", style: { "margin-bottom": "16px" } },
+          h("header", {}, h("h2", {}, "Notes")),
+          h("p", { class: "body notes" }, job.notes),
+        )
+      : null,
+    h(
+      "section",
+      { class: "card" },
+      h(
+        "header",
+        {},
+        h("h2", { class: "grow" }, "Spec, with all that it left to its recipe"),
+        copyButton(JSON.stringify(job.spec, null, 2), "Copy the spec as JSON"),
+      ),
+      h(
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": "Spec" },
+        h("table", { class: "spec" }, h("tbody", {}, rows)),
+      ),
+    ),
   );
   return {};
 }

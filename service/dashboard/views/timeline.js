@@ -4,7 +4,23 @@ import { h, replace } from "../dom.js";
 import { duration, measure, moment, words } from "../format.js";
 import { TERMINAL, tone } from "../status.js";
 
-const TOLD = { workers_failed: "bad", run_hung: "bad", run_failed: "bad", went_back: "bad", steps_dropped: "bad", save_failed: "warn", upload_delayed: "warn", images_skipped: "warn", evaluated: "good", training_state_committed: "quiet", result_committed: "good", workers_started: "live", cancel_requested: "warn", pause_requested: "warn", resume_requested: "live" };
+const TOLD = {
+  workers_failed: "bad",
+  run_hung: "bad",
+  run_failed: "bad",
+  went_back: "bad",
+  steps_dropped: "bad",
+  save_failed: "warn",
+  upload_delayed: "warn",
+  images_skipped: "warn",
+  evaluated: "good",
+  training_state_committed: "quiet",
+  result_committed: "good",
+  workers_started: "live",
+  cancel_requested: "warn",
+  pause_requested: "warn",
+  resume_requested: "live",
+};
 const MAX_MARKS = 300;
 
 export class Timeline {
@@ -16,22 +32,57 @@ export class Timeline {
     this.scale = h("div", { class: "scale muted figures", "aria-hidden": "true" });
     this.legend = h("div", { class: "keys-line" });
     this.words = h("p", { class: "unseen" });
-    this.element = h("section", { class: "card timeline", "aria-label": "Time" }, h("header", {}, h("h2", {}, "Time"), this.legend), h("div", { class: "body" }, this.words, this.bands, this.tries, this.ticks, this.scale));
+    this.element = h(
+      "section",
+      { class: "card timeline", "aria-label": "Time" },
+      h("header", {}, h("h2", {}, "Time"), this.legend),
+      h("div", { class: "body" }, this.words, this.bands, this.tries, this.ticks, this.scale),
+    );
   }
 
   draw() {
     const { job, events } = this.context;
     const begin = Date.parse(job.created_at);
-    const end = Math.max(job.finished_at ? Date.parse(job.finished_at) : Date.now(), begin + 1000, ...events.slice(-1).map(({ at }) => Date.parse(at)));
+    const end = Math.max(
+      job.finished_at ? Date.parse(job.finished_at) : Date.now(),
+      begin + 1000,
+      ...events.slice(-1).map(({ at }) => Date.parse(at)),
+    );
     const at = (time) => ((Math.min(Math.max(time, begin), end) - begin) / (end - begin)) * 100;
     const spans = stretches(job, events, end);
-    replace(this.bands, spans.map((span) => bar(at, span, span.status, `tone-${tone(span.status)}`, span.status)));
+    replace(
+      this.bands,
+      spans.map((span) => bar(at, span, span.status, `tone-${tone(span.status)}`, span.status)),
+    );
     const tries = attempts(events, end);
     this.tries.hidden = tries.length < 2;
-    replace(this.tries, tries.map((span) => bar(at, span, `attempt ${span.number}${span.reason ? `: ${words(span.reason)}` : ""}`, span.reason ? "tone-bad" : "tone-try", String(span.number))));
+    replace(
+      this.tries,
+      tries.map((span) =>
+        bar(
+          at,
+          span,
+          `attempt ${span.number}${span.reason ? `: ${words(span.reason)}` : ""}`,
+          span.reason ? "tone-bad" : "tone-try",
+          String(span.number),
+        ),
+      ),
+    );
     const marks = events.filter(({ type }) => type in TOLD).slice(-MAX_MARKS);
-    replace(this.ticks, marks.map((event) => h("span", { class: `tick tone-${TOLD[event.type]}`, title: `${sentence(event)}, ${moment(event.at)}`, style: { left: `${at(Date.parse(event.at))}%` } })));
-    replace(this.scale, [0, 0.25, 0.5, 0.75, 1].map((part) => h("span", {}, part === 0 ? "submitted" : duration(((end - begin) / 1000) * part))));
+    replace(
+      this.ticks,
+      marks.map((event) =>
+        h("span", {
+          class: `tick tone-${TOLD[event.type]}`,
+          title: `${sentence(event)}, ${moment(event.at)}`,
+          style: { left: `${at(Date.parse(event.at))}%` },
+        }),
+      ),
+    );
+    replace(
+      this.scale,
+      [0, 0.25, 0.5, 0.75, 1].map((part) => h("span", {}, part === 0 ? "submitted" : duration(((end - begin) / 1000) * part))),
+    );
     this.tell(spans, tries);
   }
 
@@ -39,14 +90,27 @@ export class Timeline {
     const times = new Map();
     for (const { status, from, to } of spans) times.set(status, (times.get(status) ?? 0) + (to - from) / 1000);
     const told = [...times].filter(([status, seconds]) => seconds >= 0.5 && !TERMINAL.has(status));
-    replace(this.legend, told.map(([status, seconds]) => h("span", { class: `key block tone-${tone(status)}` }, `${status} `, h("span", { class: "figures muted" }, duration(seconds)))));
+    replace(
+      this.legend,
+      told.map(([status, seconds]) =>
+        h("span", { class: `key block tone-${tone(status)}` }, `${status} `, h("span", { class: "figures muted" }, duration(seconds))),
+      ),
+    );
     replace(this.words, `${told.map(([status, seconds]) => `${status} for ${duration(seconds)}`).join(", ")}. ${tries.length} attempts.`);
   }
 }
 
 function bar(at, { from, to }, title, look, text) {
   const width = at(to) - at(from);
-  return h("span", { class: `band ${look}`, title: `${title}, ${duration((to - from) / 1000)}`, style: { left: `${at(from)}%`, width: `max(2px, ${width}%)` } }, width > 9 ? text : "");
+  return h(
+    "span",
+    {
+      class: `band ${look}`,
+      title: `${title}, ${duration((to - from) / 1000)}`,
+      style: { left: `${at(from)}%`, width: `max(2px, ${width}%)` },
+    },
+    width > 9 ? text : "",
+  );
 }
 
 /** {status, from, to}, one after the other. */
@@ -75,10 +139,12 @@ export function attempts(events, end) {
 export function sentence({ type, data }) {
   const name = words(type);
   if (type === "status_changed") return `${data.from} → ${data.to}${data.reason ? `: ${words(data.reason)}` : ""}`;
-  if (type === "evaluated") return `evaluated at step ${data.step}: ${Object.entries(data.metrics ?? {}).map(([metric, value]) => `${words(metric)} ${measure(value)}`).join(", ")}`;
+  if (type === "evaluated")
+    return `evaluated at step ${data.step}: ${Object.entries(data.metrics ?? {})
+      .map(([metric, value]) => `${words(metric)} ${measure(value)}`)
+      .join(", ")}`;
   if (data.reason) return `${name}: ${words(data.reason)}`;
   if (data.step !== undefined) return `${name} at step ${data.step}`;
   if (data.count !== undefined) return `${name}: ${data.count}`;
   return name;
 }
-

@@ -1,0 +1,146 @@
+"""The parts of the dashboard that need no page, asked inside of one: numbers, lists, streams, references, forms."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from service.routes import dashboard
+
+
+@pytest.fixture(scope="module")
+def modules(chromium: Any, live: Any) -> Any:
+    """`ask(module, expression)`: the value of a JavaScript expression over a module `m`."""
+    page: Page = chromium.new_page(base_url=live.url)
+    page.goto("/")
+
+    def ask(module: str, expression: str, *given: Any) -> Any:
+        code = f"async (given) => {{ const m = await import('/dashboard/{dashboard.version()}/{module}.js'); return ({expression}); }}"
+        return page.evaluate(code, list(given))
+
+    yield ask
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (61, "1 min 1 s"),
+        (3600, "1 h"),
+        (3660, "1 h 1 min"),
+        (90_000, "1 d 1 h"),
+        (1_000_000, "11 d"),
+    ],
+)
+def test_durations(modules: Any, seconds: float, text: str) -> None:
+    assert modules("format", "m.duration(given[0])", seconds) == text
+
+
+def test_numbers_are_read_easily(modules: Any) -> None:
+    shown = modules("format", "[0.123456, 1234567, 1.5e-4, 0, -2.5, 'NaN', null, Infinity].map((value) => m.measure(value))")
+    assert shown == ["0.1235", "1\u202f234\u202f567", "1.5e−4", "0", "−2.5", "NaN", "–", "∞"]
+    assert modules("format", "[1536, 5 * 2 ** 30, 12].map(m.bytes)") == ["1.5 KiB", "5 GiB", "12 B"]
+    assert modules("format", "[86e6, 950, 1.2e9].map(m.short)") == ["86 M", "950", "1.2 G"]
+
+
+def test_a_series_with_gaps_and_what_is_not_finite(modules: Any) -> None:
+    curve = modules("series", "m.curveOf({steps: [1, 2, 3, 4], values: [0.5, 'NaN', 'Infinity', 0.25]})")
+    assert curve["xs"] == [1, 2, 3, 4]
+    assert curve["ys"] == [0.5, None, None, 0.25]
+    assert [place["x"] for place in curve["odd"]] == [2, 3]
+    joined = modules("series", "m.withGaps({xs: [1, 2, 3, 4, 900, 901], ys: [1, 1, 1, 1, 2, 2], odd: []})")
+    assert joined["xs"] == [1, 2, 3, 4, 452, 900, 901]
+    assert joined["ys"][4] is None
+    assert modules("series", "m.smooth([1, 1, 9, 1, 1], 3)") == [1, 1, 1, 1, 1]
+    assert modules("series", "[0, 1, 1.5, 3, 4].map((x) => m.valueAt([1, 2, 3], [10, 20, 40], x))") == [None, 10, 15, 40, None]
+
+
+def test_a_run_is_outside_of_its_reference_when_it_stays_there(modules: Any) -> None:
+    script = """(() => {
+      const xs = Array.from({ length: 200 }, (_, place) => place / 2);
+      const band = m.bandOf({ xs, ys: xs.map((x) => Math.exp(-x / 40) + 0.4) });
+      const run = (change) => ({ xs: xs.slice(0, 120), ys: xs.slice(0, 120).map((x) => (Math.exp(-x / 40) + 0.4) * change(x)), odd: [] });
+      return {
+        same: m.departure(band, run(() => 1.03)),
+        spike: m.departure(band, run((x) => (x === 30 ? 9 : 1))),
+        above: m.departure(band, run((x) => (x > 40 ? 1.3 : 1))),
+        below: m.departure(band, run((x) => (x > 40 ? 0.8 : 1))),
+        back: m.departure(band, run((x) => (x > 20 && x < 40 ? 1.3 : 1))),
+        nan: m.departure(band, { ...run(() => 1), odd: [{ x: 59.5, value: NaN }] }),
+      };
+    })()"""
+    found = modules("reference", script)
+    assert (found["same"], found["spike"], found["back"]) == (None, None, None)
+    assert found["above"]["side"] == "above"
+    assert 40 <= found["above"]["since"] <= 47
+    assert found["below"]["side"] == "below"
+    assert found["nan"] == {"side": "above", "since": 59.5}
+
+
+def test_a_stream_in_pieces_is_read_as_it_was_sent(modules: Any) -> None:
+    text = 'id: 7\nevent: event\ndata: {"a":\ndata: 1}\n\n: keep alive\n\nevent: end\r\ndata: x\r\n\r\n'
+    script = "(() => { const parser = new m.EventParser(); return given[0].flatMap((part) => parser.push(part)); })()"
+    whole = [{"id": "7", "event": "event", "data": '{"a":\n1}'}, {"id": None, "event": "end", "data": "x"}]
+    for size in (1, 3, 7, 1000):
+        assert modules("stream", script, [text[at : at + size] for at in range(0, len(text), size)]) == whole
+
+
+def test_a_list_that_changes_while_it_is_read(modules: Any) -> None:
+    script = """(() => {
+      const job = (id) => ({ id: String(id), name: `n${id}`, created_at: String(1000 + id) });
+      const list = new m.JobList();
+      const seen = () => list.sorted({ column: "created", isDescending: true }).map(({ id }) => Number(id));
+      const found = [];
+      list.refresh({ jobs: [9, 8, 7].map(job), next_cursor: "7" });
+      list.append({ jobs: [6, 5].map(job), next_cursor: null });
+      found.push(seen(), list.cursor);
+      list.refresh({ jobs: [10, 9, 7].map(job), next_cursor: "7" });      // a new one came, 8 was deleted
+      found.push(seen(), list.cursor);
+      list.refresh({ jobs: [40, 39, 38].map(job), next_cursor: "38" });  // so many came that there is a hole below
+      found.push(seen(), list.cursor);
+      return found;
+    })()"""
+    assert modules("joblist", script) == [[9, 8, 7, 6, 5], None, [10, 9, 7, 6, 5], None, [40, 39, 38], "38"]
+
+
+def test_lines_that_arrive_in_pieces(modules: Any) -> None:
+    script = """(() => {
+      const store = new m.LineStore(10);
+      store.push("one\\ntw"); store.push("o\\n\\u001b[31mred\\u001b[0m\\n10 %\\r50 %\\r\\n");
+      const first = store.all();
+      for (let place = 0; place < 30; place += 1) store.push(`line ${place}\\n`);
+      return [first, store.lines.length <= 10, store.lines.at(-1), store.numDropped + store.lines.length];
+    })()"""
+    assert modules("lines", script) == [["one", "two", "red", "50 %"], True, "line 29", 34]
+
+
+def test_the_form_knows_every_field_of_every_kind(modules: Any, live: Any) -> None:
+    script = """await (async () => {
+      const openapi = await (await fetch("/openapi.json")).json();
+      const leaf = (field) => (field.type === "section" ? leaves(field.fields) : [[field.path, field.type]]);
+      const leaves = (fields) => fields.flatMap(leaf);
+      const types = (schema) => Object.fromEntries(leaves(m.fieldsOf(schema, openapi)));
+      return Object.fromEntries(m.kindsOf(openapi).map(({ kind, schema }) => [kind, types(schema)]));
+    })()"""
+    kinds = modules("schema", script)
+    assert set(kinds) == {"pretrain", "probe", "finetune", "evaluate", "embed"}
+    assert (
+        kinds["pretrain"]
+        | {
+            "name": "text",
+            "labels": "labels",
+            "model.image_size": "json",
+            "optim.batch_size": "number",
+            "masking.strategy": "choice",
+            "evaluation.labelled.source": "text",
+            "data.transform.flip": "flag",
+            "export.formats": "choices",
+            "resources.num_workers": "json",
+        }
+        == kinds["pretrain"]
+    )
+    nested = modules("schema", "m.nest({'optim.lr': 1, 'optim.epochs': undefined, name: 'x', 'data.transform.flip': false})")
+    assert nested == {"optim": {"lr": 1}, "name": "x", "data": {"transform": {"flip": False}}}
