@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service.cli import connect
+from service.console import connect
 from service.client import Json, MaestroClient
 from service.watch import watch
 
