@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test faults chaos multihost check bench screenshots lint format install clean
+.PHONY: help demo up down test compose-test faults chaos multihost check bench screenshots lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
 	@echo "make up      install, and start the service on this machine; make down stops it"
 	@echo "make test    install, and run all tests"
+	@echo "make compose-test  install what the Dockerfiles install, and run docker-compose.yml without Docker"
 	@echo "make faults  install, and run the whole table of faults, whose outcome it writes to tests/faults/outcome.md"
 	@echo "make chaos   install, and run 1,000 jobs against a stand-in of Ray and 100 on Ray under seeded faults"
 	@echo "make multihost  install, and as root run a training over network namespaces as machines: one is cut off, one killed"
@@ -28,6 +29,9 @@ down: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
 
+compose-test: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s tests/deploy/live.py
+
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -q tests/faults --faults --outcome tests/faults/outcome.md
 
@@ -42,7 +46,7 @@ check: lint
 
 # Each prints one JSON line or more; benchmarks/README.md has the last ones. Some minutes each; cifar10 and cifar10_table take hours and run by hand.
 bench: .venv/installed-dev
-	@for name in train_step images start_up export embed checkpoint_stall cheap_pretraining recover reattach dispatch watchers ingest series list_jobs submit hour first_paint; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in train_step images start_up export embed checkpoint_stall cheap_pretraining recover reattach dispatch watchers ingest series list_jobs submit packed stream resume_at hour first_paint; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 screenshots: .venv/installed-dev
 	$(BIN)/python -m tests.browser.screenshots
@@ -67,7 +71,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (about 2 GB; a few minutes) …"
-	$(PIP) -e .
+	$(PIP) -e '.[local]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python

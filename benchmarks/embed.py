@@ -25,8 +25,8 @@ from mae_core.config import EmbedSpec
 from mae_core.export import write_encoder
 from mae_core.features import features_of
 from mae_core.options import ModelConfig
-from mae_core.parts import FolderParts
 from mae_core.runs import open_run
+from mae_core.stores import FolderParts
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World, autocast
 from tests.torchvision_ops import import_torchvision

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_core.config import ProbeSpec
-from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
+from mae_core.data.loader import MicroBatch, TrainLoader
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData, check_same_images
 from mae_core.data.transforms import normalise
 from mae_core.export import write_probe
@@ -93,7 +95,7 @@ def _loss_of_a_part(replica: nn.Module, micro: MicroBatch) -> Tensor:
 class AugmentedProbeRun(TrainedRun):
     """A linear probe whose images are augmented: `spec.data.transform` is given. Its result is the head and its accuracy."""
 
-    def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None) -> None:
+    def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None, remote: Remote | None = None) -> None:
         assert spec.data.transform is not None
         self._spec = spec
         self._world = world
@@ -101,7 +103,7 @@ class AugmentedProbeRun(TrainedRun):
         encoder, normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self._encoder = encoder.to(world.device).eval().requires_grad_(False)
         self.model = encoder.model
-        self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._data = LabelledData(spec.data, in_chans=self.model.in_chans, remote=remote)
         check_same_images(self._data.sources, world)
         self.normalize = normalize
         self._head = ProbeHead(self.model.width, len(self._data.classes), seeded(spec.seed)).to(world.device)

@@ -17,14 +17,17 @@ import numpy as np
 import torch
 
 from mae_core.config import EmbedSpec
-from mae_core.data.loader import SkippedImages
-from mae_core.data.source import check_same_images, digest, open_source, printable
+from mae_core.data.names import printable
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
+from mae_core.data.source import check_same_images, digest, open_source
 from mae_core.errors import EncoderError
 from mae_core.features import features_of
 from mae_core.loop import CanSave, Progress, WantsStop, always, check_skipped
-from mae_core.parts import Layout, PartNote, PartStore, PartWriter, StoredFile, find_part, note_name, part_name
+from mae_core.parts import Layout, PartNote, PartWriter, find_part, note_name, part_name
 from mae_core.rounds import Measured, batch_size, measured_rounds, newly_skipped
 from mae_core.run import Run, starting_encoder
+from mae_core.stores import PartStore, StoredFile
 from mae_core.vit import Encoder
 from mae_core.world import World
 
@@ -45,12 +48,12 @@ class _Done(NamedTuple):
 class EmbedRun(Run):
     """Its result is the parts in `parts`, and a report. Raises DataError or EncoderError."""
 
-    def __init__(self, spec: EmbedSpec, *, world: World, encoder_folder: Path | None, parts: PartStore) -> None:
+    def __init__(self, spec: EmbedSpec, *, world: World, encoder_folder: Path | None, parts: PartStore, remote: Remote | None) -> None:
         self._spec, self._world, self._store = spec, world, parts
         encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self._encoder = encoder.to(world.device).eval()
         self.model, self.metrics = encoder.model, {}
-        self._source = open_source(spec.data.source, in_chans=self.model.in_chans)
+        self._source = open_source(spec.data.source, in_chans=self.model.in_chans, remote=remote)
         check_same_images([self._source], world)
         self._skipped = SkippedImages()
         tokens = [self.model.num_patches] if spec.pooling == "tokens" else []

@@ -8,7 +8,8 @@ import torch
 
 from mae_core.classifier import Classifier
 from mae_core.config import EvaluateSpec
-from mae_core.data.loader import SkippedImages
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData
 from mae_core.encoders import has_head
 from mae_core.errors import EncoderError
@@ -56,16 +57,16 @@ class EvaluateRun(Run):
     Raises DataError, EncoderError or SpecError.
     """
 
-    def __init__(self, spec: EvaluateSpec, *, world: World, encoder_folder: Path | None) -> None:
+    def __init__(self, spec: EvaluateSpec, *, world: World, encoder_folder: Path | None, remote: Remote | None = None) -> None:
         self._spec = spec
         self._world = world
         self._skipped = SkippedImages()
         self.metrics = {}
         self._scorer: Scorer
         if encoder_folder is not None and has_head(encoder_folder):
-            self._scorer = HeadScorer(spec, world=world, skipped=self._skipped, folder=encoder_folder)
+            self._scorer = HeadScorer(spec, world=world, skipped=self._skipped, folder=encoder_folder, remote=remote)
         else:
-            self._scorer = KnnScorer(spec, world=world, skipped=self._skipped, encoder_folder=encoder_folder)
+            self._scorer = KnnScorer(spec, world=world, skipped=self._skipped, encoder_folder=encoder_folder, remote=remote)
         self.model, self.normalize = self._scorer.model, self._scorer.normalize
 
     def progress(self, wants_stop: WantsStop, can_save: CanSave = always) -> Iterator[Progress]:

@@ -4,13 +4,13 @@ Shapes: N images, D width.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mae_core.data.loader import SkippedImages
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import ImageSource
 from mae_core.errors import EncoderError
 from mae_core.loop import check_skipped
@@ -50,7 +50,7 @@ def features_of(encoder: Encoder, pooling: str) -> Callable[[Tensor], Tensor]:
 def encode_features(
     encoder: Encoder,
     source: ImageSource,
-    members: list[int],
+    members: Sequence[int],
     *,
     pooling: str,
     normalize: NormalizeConfig,

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from mae_core.classifier import Classifier
 from mae_core.config import FinetuneSpec
-from mae_core.data.loader import MicroBatch, SkippedImages
+from mae_core.data.loader import MicroBatch
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData, check_same_images, check_units
 from mae_core.data.transforms import normalise
 from mae_core.evaluate import accuracy
@@ -31,14 +33,14 @@ from mae_core.world import World
 class FinetuneRun(TrainedRun):
     """Fine-tuning with a new head. Its result is the classifier."""
 
-    def __init__(self, spec: FinetuneSpec, *, world: World, encoder_folder: Path | None) -> None:
+    def __init__(self, spec: FinetuneSpec, *, world: World, encoder_folder: Path | None, remote: Remote | None = None) -> None:
         self._spec: FinetuneSpec = spec
         self._world = world
         self.metrics = {}
         encoder, normalize = starting_encoder(spec, encoder_folder, spec.seed)
         encoder.activation_checkpointing = spec.parallel.activation_checkpointing
         self.model = encoder.model
-        self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._data = LabelledData(spec.data, in_chans=self.model.in_chans, remote=remote)
         check_same_images(self._data.sources, world)
         if encoder_folder is None:
             check_units(self._data.train_source, spec.data)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.data.loader import MicroBatch, TrainLoader
-from mae_core.data.source import printable
+from mae_core.data.names import printable
 from mae_core.errors import DataError, DivergedError
 from mae_core.export import check_tensors
 from mae_core.optim import cosine_lr, set_lr

@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import torch
 
-from mae_core.data.loader import SkippedImages
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData
 from mae_core.errors import DataError, DivergedError, EncoderError
 from mae_core.features import Features, encode_features

@@ -23,6 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DIGITS = "digits"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy")
+_BUCKET_AND_PREFIX = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.+"
 _MAX_PATCHES = 65_536
 _MAX_WORKERS = 100_000
 _DECODER_HEAD_WIDTH = 32  # 512 wide, 16 heads in the paper
@@ -221,7 +222,8 @@ Normalize = Annotated[
 
 
 class DataConfig(Strict):
-    """Where images come from: a folder (searched recursively), or `digits`, the handwritten digits that scikit-learn ships.
+    """Where images come from: a folder (searched recursively), packed images (`maestro data pack`) in a folder or below an `s3://` prefix,
+    the images below such a prefix, or `digits`, the handwritten digits that scikit-learn ships.
 
     Labels are the names of the first-level folders. Validation images are those of the folder `validation`, or a fixed
     fraction of `source` that is the same in every job over the same files, so that a probe's validation images can be kept
@@ -237,10 +239,7 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _one_split(self) -> Self:
         for name in ("source", "validation"):
-            if "://" in (getattr(self, name) or ""):
-                raise ValueError(f"{name}: only folders and {DIGITS!r} can be read, not {getattr(self, name)!r}")
-            if getattr(self, name) and getattr(self, name) != DIGITS and not PurePosixPath(getattr(self, name)).is_absolute():
-                raise ValueError(f"{name}: {getattr(self, name)!r} must be an absolute path, the same on every worker's machine")
+            _check_place(name, getattr(self, name))
         if self.validation is not None and self.validation_fraction:
             raise ValueError("give validation or validation_fraction, not both")
         return self
@@ -252,6 +251,19 @@ class DataConfig(Strict):
         if in_chans == 3:
             return NormalizeConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)
         return NormalizeConfig(mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
+
+
+def _check_place(name: str, place: str | None) -> None:
+    if place is None or place == DIGITS:
+        return
+    if "://" not in place:
+        if not PurePosixPath(place).is_absolute():
+            raise ValueError(f"{name}: {place!r} must be an absolute path, the same on every worker's machine")
+        return
+    if not re.fullmatch(_BUCKET_AND_PREFIX, place):
+        raise ValueError(f"{name}: only folders, s3://bucket/prefix/ and {DIGITS!r} can be read, not {place!r}")
+    if not {".", "..", ""}.isdisjoint(place.removeprefix("s3://").removesuffix("/").split("/")):
+        raise ValueError(f"{name}: {place!r} has an empty part, or one of dots; write the prefix as it is")
 
 
 class TrainingDataConfig(DataConfig):

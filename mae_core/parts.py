@@ -3,84 +3,24 @@
 Which images lie in which part depends on the source, the spec and the model alone. Shapes: B images, F numbers of each.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from mae_core.data.source import ImageSource, printable
+from mae_core.data.names import printable
+from mae_core.data.source import ImageSource
 from mae_core.options import Strict
+from mae_core.stores import PartStore
 
 METADATA = "maestro"  # the key of the schema's metadata that says, as JSON, what made a part
 _IMAGES_PER_PART = 4096
 _PART_BYTES = 256 * 2**20
 _ROW_GROUP_BYTES = 64 * 2**20  # kept in memory until it is written
-
-
-class StoredFile(NamedTuple):
-    """A file by its size and its SHA-256 in hexadecimal digits."""
-
-    bytes: int
-    sha256: str
-
-
-class PartStore(Protocol):
-    """Where parts and notes lie, by name. `scratch` is a folder for the part that is being written."""
-
-    scratch: Path
-
-    def names(self) -> list[str]:
-        """All that is there."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """A small file that is there."""
-        ...
-
-    def fingerprint(self, name: str) -> StoredFile | None:
-        """What a file is now, by all of its bytes; None where it is not there."""
-        ...
-
-    def put(self, name: str, file: Path) -> StoredFile:
-        """Moves `file` there, whole or not at all, in place of an earlier one."""
-        ...
-
-    def delete(self, name: str) -> None: ...
-
-
-class FolderParts:
-    """Parts in a local folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.scratch = folder
-
-    def names(self) -> list[str]:
-        return [path.name for path in self.scratch.iterdir()] if self.scratch.exists() else []
-
-    def read(self, name: str) -> bytes:
-        return (self.scratch / name).read_bytes()
-
-    def fingerprint(self, name: str) -> StoredFile | None:
-        path = self.scratch / name
-        if not path.exists():
-            return None
-        with path.open("rb") as file:
-            return StoredFile(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-    def put(self, name: str, file: Path) -> StoredFile:
-        file.replace(self.scratch / name)
-        stored = self.fingerprint(name)
-        assert stored is not None, name
-        return stored
-
-    def delete(self, name: str) -> None:
-        (self.scratch / name).unlink(missing_ok=True)
 
 
 class PartNote(Strict):

@@ -1,14 +1,18 @@
 """The pretraining run."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from mae_core.config import PretrainSpec
-from mae_core.data.loader import MicroBatch, SkippedImages
-from mae_core.data.source import LabelledData, check_same_images, check_units, open_source, split
+from mae_core.data.loader import MicroBatch
+from mae_core.data.packed_source import PackedSource
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
+from mae_core.data.source import ImageSource, LabelledData, check_same_images, check_units, open_source, split
 from mae_core.data.transforms import normalise
 from mae_core.encoders import load_encoder
 from mae_core.errors import DataError
@@ -39,19 +43,19 @@ _EVALUATIONS = 10  # in a run that says nothing of them
 class PretrainRun(TrainedRun):
     """Masked-autoencoder pretraining, from random weights or on from those of `encoder_folder`. Its result is the encoder alone."""
 
-    def __init__(self, spec: PretrainSpec, *, world: World, encoder_folder: Path | None = None) -> None:
+    def __init__(self, spec: PretrainSpec, *, world: World, encoder_folder: Path | None = None, remote: Remote | None = None) -> None:
         self._spec: PretrainSpec = spec
         self._world = world
         self.model, self.metrics = spec.model, {}
-        self._source = open_source(spec.data.source, in_chans=spec.model.in_chans)
+        self._source = open_source(spec.data.source, in_chans=spec.model.in_chans, remote=remote)
         check_units(self._source, spec.data)
         members, held_back = split(self._source, spec.data.validation_fraction)
         if not members:
             raise DataError(f"data.validation_fraction {spec.data.validation_fraction:g} leaves no image to train on; lower it")
         choice = held_back or members
-        self._shown = choice[:: max(len(choice) // _NUM_SHOWN, 1)][:_NUM_SHOWN]  # spread over the classes
+        self._shown = _shown_of(self._source, choice)
         labelled = spec.evaluation.labelled
-        self._labelled = _open_labelled(labelled, spec.model.in_chans) if labelled is not None else None
+        self._labelled = _open_labelled(labelled, spec.model.in_chans, remote) if labelled is not None else None
         self._unreadable = SkippedImages()  # of the labelled ones: each is told once
         check_same_images([self._source, *(self._labelled.sources if self._labelled is not None else ())], world)
         encoder = Encoder(spec.model, activation_checkpointing=spec.parallel.activation_checkpointing)
@@ -152,11 +156,17 @@ class PretrainRun(TrainedRun):
         return write_exports(trained, folder, made_by=made_by)
 
     def _sample(self) -> Sample:
-        return sample_of(self._source, [*self._shown, *self.training.loader.members], model=self.model, normalize=self.normalize)
+        return sample_of(self._source, chain(self._shown, self.training.loader.members), model=self.model, normalize=self.normalize)
 
 
-def _open_labelled(data: DataConfig, in_chans: int) -> LabelledData:
+def _open_labelled(data: DataConfig, in_chans: int, remote: Remote | None) -> LabelledData:
     try:
-        return LabelledData(data, in_chans=in_chans)
+        return LabelledData(data, in_chans=in_chans, remote=remote)
     except DataError as error:
         raise DataError(f"evaluation.labelled: {error}") from error
+
+
+def _shown_of(source: ImageSource, choice: Sequence[int]) -> Sequence[int]:
+    """The images of `choice` whose reconstructions are shown: spread over the classes. Packed ones lie mixed, the first in one shard."""
+    every = 1 if isinstance(source, PackedSource) else max(len(choice) // _NUM_SHOWN, 1)
+    return choice[::every][:_NUM_SHOWN]

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from mae_core.config import ProbeSpec
-from mae_core.data.loader import SkippedImages
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData, check_same_images
 from mae_core.export import write_probe
 from mae_core.features import Features, encode_features
@@ -96,13 +97,13 @@ class Probe:
 class ProbeRun(Run):
     """A linear probe, for each of some seeds. Its result is the heads and their accuracy."""
 
-    def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None) -> None:
+    def __init__(self, spec: ProbeSpec, *, world: World, encoder_folder: Path | None, remote: Remote | None = None) -> None:
         self._spec = spec
         self._encoder_folder = encoder_folder
         self.metrics = {}
         encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self.model = encoder.model
-        data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        data = LabelledData(spec.data, in_chans=self.model.in_chans, remote=remote)
         check_same_images(data.sources, world)
         self._probe = Probe(spec, encoder, data, normalize=self.normalize, world=world)
 

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     MIX = 7
     DROP_PATH = 8
     PREDICT = 9
+    SHARD_ORDER = 10
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What the model reconstructs of some images: the input, what it sees, what it predicts, both put together; as a picture and as arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_core.data.loader import SkippedImages, measured_batches
+from mae_core.data.loader import measured_batches
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import ImageSource
 from mae_core.data.transforms import normalise
 from mae_core.mae import MaskedAutoencoder
@@ -71,7 +73,7 @@ def reconstruct(mae: MaskedAutoencoder, images_BCHW: Tensor, numbers_BX: Tensor)
 
 
 def reconstructions_of(
-    mae: MaskedAutoencoder, source: ImageSource, members: list[int], *, normalize: NormalizeConfig, seed: int
+    mae: MaskedAutoencoder, source: ImageSource, members: Sequence[int], *, normalize: NormalizeConfig, seed: int
 ) -> Reconstructions | None:
     """What `mae` makes of the images `members`, each always under the same mask; None where none of them can be read.
 

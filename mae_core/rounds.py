@@ -5,14 +5,15 @@ Shapes: B images, C channels, H and W pixels.
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from mae_core.data.loader import SkippedImages, measured_batches
+from mae_core.data.loader import measured_batches
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import ImageSource
 from mae_core.data.transforms import normalise
 from mae_core.loop import Progress, Training, WantsStop
@@ -56,7 +57,7 @@ def num_rounds(num_images: int, model: ModelConfig, world: World) -> int:
 def measured_rounds(
     forward: Callable[[Tensor], Tensor],
     source: ImageSource,
-    members: list[int],
+    members: Sequence[int],
     *,
     model: ModelConfig,
     normalize: NormalizeConfig,

@@ -5,7 +5,7 @@ A run yields `Progress`, can hand out and take up its training state, and at its
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mae_core.config import EncoderSpec, FinetuneSpec, PretrainSpec
-from mae_core.data.loader import SkippedImages, TrainLoader
+from mae_core.data.loader import TrainLoader
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import ImageSource
 from mae_core.data.statistics import channel_statistics
 from mae_core.encoders import load_encoder
@@ -21,8 +22,8 @@ from mae_core.errors import SpecError
 from mae_core.exports.formats import Outcomes
 from mae_core.loop import CanSave, Progress, Training, WantsStop, always, load_training_state, training_state
 from mae_core.options import DataConfig, ModelConfig, NormalizeConfig
-from mae_core.parts import StoredFile
 from mae_core.provenance import Provenance
+from mae_core.stores import StoredFile
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 
@@ -129,7 +130,7 @@ class TrainedRun(Run):
 
 
 def training_loader(
-    spec: PretrainSpec | FinetuneSpec, source: ImageSource, members: list[int], model: ModelConfig, world: World, *, views: int = 1
+    spec: PretrainSpec | FinetuneSpec, source: ImageSource, members: Sequence[int], model: ModelConfig, world: World, *, views: int = 1
 ) -> TrainLoader:
     """The loader of a run that makes `views` images of a batch out of each decoded one."""
     return TrainLoader(

@@ -4,14 +4,15 @@ Shapes: B images, K classes, N all images that are measured.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mae_core.config import EvaluateSpec
-from mae_core.data.loader import SkippedImages
+from mae_core.data.remote import Remote
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import ImageSource, LabelledData, check_same_images, open_source, split
 from mae_core.encoders import load_classifier
 from mae_core.errors import DataError, SpecError
@@ -49,13 +50,13 @@ class Scorer(ABC):
 class HeadScorer(Scorer):
     """A fine-tuned model, by its own head, on the validation images or, where none are held back, on all of the source."""
 
-    def __init__(self, spec: EvaluateSpec, *, world: World, skipped: SkippedImages, folder: Path) -> None:
+    def __init__(self, spec: EvaluateSpec, *, world: World, skipped: SkippedImages, folder: Path, remote: Remote | None) -> None:
         super().__init__(spec, world=world, skipped=skipped)
         loaded = load_classifier(folder, wanted=spec.model)
         self._classifier, self.classes = loaded.classifier.to(world.device).eval(), loaded.classes
         self.model = loaded.classifier.encoder.model
         self.normalize = statistics_of(spec.data, loaded.normalize)
-        self._source = open_source(spec.data.validation or spec.data.source, in_chans=self.model.in_chans)
+        self._source = open_source(spec.data.validation or spec.data.source, in_chans=self.model.in_chans, remote=remote)
         check_same_images([self._source], world)
         held_back = spec.data.validation_fraction
         self._members = split(self._source, held_back)[1] if held_back else list(range(len(self._source.keys)))
@@ -83,7 +84,7 @@ class HeadScorer(Scorer):
         return {"classifier": "head", "pooling": self._classifier.pooling}
 
 
-def _labels(source: ImageSource, members: list[int], classes: list[str], *, place: str) -> list[int]:
+def _labels(source: ImageSource, members: Sequence[int], classes: list[str], *, place: str) -> list[int]:
     """Of each member, the model's number for its class: found by the name of its folder."""
     if not source.classes:
         raise DataError(f"data: {place} has no labels: put the images of each class into a folder of its name")
@@ -98,7 +99,9 @@ def _labels(source: ImageSource, members: list[int], classes: list[str], *, plac
 class KnnScorer(Scorer):
     """An encoder without a head: its nearest training images vote for the class of each validation image."""
 
-    def __init__(self, spec: EvaluateSpec, *, world: World, skipped: SkippedImages, encoder_folder: Path | None) -> None:
+    def __init__(
+        self, spec: EvaluateSpec, *, world: World, skipped: SkippedImages, encoder_folder: Path | None, remote: Remote | None = None
+    ) -> None:
         super().__init__(spec, world=world, skipped=skipped)
         if spec.data.validation is None and not spec.data.validation_fraction:
             raise SpecError(
@@ -108,7 +111,7 @@ class KnnScorer(Scorer):
         encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self._encoder = encoder.to(world.device)
         self.model = encoder.model
-        self._data = LabelledData(spec.data, in_chans=self.model.in_chans)
+        self._data = LabelledData(spec.data, in_chans=self.model.in_chans, remote=remote)
         check_same_images(self._data.sources, world)
         self.classes = list(self._data.classes)
         self.num_images = len(self._data.validation)
@@ -123,7 +126,7 @@ class KnnScorer(Scorer):
         for scored in knn_rounds(train, held_back, k=self._spec.knn, num_classes=len(self.classes), world=self._world):
             yield Round(0.0, scored)
 
-    def _encode(self, source: ImageSource, members: list[int]) -> Generator[Round, None, Features]:
+    def _encode(self, source: ImageSource, members: Sequence[int]) -> Generator[Round, None, Features]:
         return encode_features(
             self._encoder,
             source,

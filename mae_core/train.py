@@ -21,11 +21,11 @@ from mae_core.encoders import has_head
 from mae_core.errors import DivergedError, MaeError, SpecError
 from mae_core.loop import Progress
 from mae_core.memory import keep_memory
-from mae_core.parts import FolderParts
 from mae_core.provenance import provenance
 from mae_core.run import Run
 from mae_core.runs import open_run
 from mae_core.state_folder import StateFolder
+from mae_core.stores import FolderParts
 from mae_core.world import World
 
 RESULT = "result"

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import Depends, FastAPI
@@ -9,9 +10,9 @@ from fastapi import Depends, FastAPI
 from service import errors, openapi
 from service.auth import ADMINS, USERS, WEBHOOK_OWNERS
 from service.bodylimit import BodyLimit
+from service.connections import Connection
 from service.db import Database
 from service.feed import Feed
-from service.migrations.schema import require_head
 from service.processes import raise_open_files
 from service.processlog import configure_logging
 from service.ratelimit import RateLimit
@@ -19,6 +20,7 @@ from service.ray_jobs import HttpRayJobs, RayJobs
 from service.requestlog import RequestLog
 from service.routes import artifacts, catalogue, dashboard, events, health, jobs, reports, runs, telemetry, tokens, webhooks
 from service.settings import Settings, load_settings
+from service.startup import open_database, require_rights
 from service.storage import S3Storage, Storage
 from service.telemetry import Telemetry
 
@@ -70,16 +72,27 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
     return app
 
 
+def serving(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves an app. One process: SQLite has one writer, and one feed looks for all streams."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "workers": 1,
+        "http": Connection,
+        "log_config": None,
+        "access_log": False,
+        "timeout_graceful_shutdown": DRAIN_SECONDS,
+    }
+
+
 def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_format)
     raise_open_files()
+    open_database(settings).close()
     app = create_app(settings)
-    require_head(app.state.database)
-    # one process: SQLite has one writer, and one feed looks for all streams
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
-    )
+    require_rights(app.state.storage)
+    uvicorn.run(app, **serving(settings))
 
 
 if __name__ == "__main__":

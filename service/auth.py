@@ -107,7 +107,7 @@ def same_secret(given: str, expected: str) -> bool:
 
 def require_attempt_token(request: Request, credentials: Credentials, job_id: str, attempt: int) -> None:
     settings: Settings = request.app.state.settings
-    expected = attempt_token(settings.secret_key.get_secret_value(), job_id, attempt)
-    if credentials is None or not same_secret(credentials.credentials, expected):
+    good = [attempt_token(key, job_id, attempt) for key in settings.secret_keys]
+    if credentials is None or not any(same_secret(credentials.credentials, token) for token in good):
         raise NotAuthenticated("Reports carry the token of their own attempt.")
     note_known(request)

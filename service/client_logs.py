@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from workers.contract import JobStatus
-from workers.stored import DRIVER
+from workers.names import DRIVER, JobStatus
 
 if TYPE_CHECKING:
     from service.client import MaestroClient

@@ -8,11 +8,9 @@ import shlex
 import socket
 from typing import Annotated
 
-import psutil
 import typer
 
-from service.local import find_program
-from service.processes import StartError
+from service.installed import StartError
 
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 CONNECT_SECONDS = 5.0
@@ -70,10 +68,14 @@ def _start(address: str, options: list[str], *, settings: dict[str, str], print_
         raise StartError("the cluster needs its token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, alike on all machines")
     if not os.environ.get("AWS_ACCESS_KEY_ID"):
         typer.echo("AWS_ACCESS_KEY_ID is not set: workers here reach object storage by this machine's role, or not at all", err=True)
+    from service.local import find_program
+
     os.execvpe(find_program("ray"), command, {**os.environ, **settings})
 
 
 def _check_is_ours(address: str) -> None:
+    import psutil
+
     ours = [each.address for addresses in psutil.net_if_addrs().values() for each in addresses if each.family == socket.AF_INET]
     if address not in ours:
         raise StartError(f"no network interface of this machine has the address {address}; it has {', '.join(sorted(ours))}")

@@ -18,7 +18,8 @@ from service.client import Json, MaestroClient
 from service.home import Home, HomeError
 from service.spec_file import load_spec
 from service.up import Installation, clear_leftovers, interruptible, running
-from service.watch import outcome_line, watch
+from service.watch import watch
+from service.watched_events import outcome_line
 from workers.contract import JobStatus
 
 SPECS = Path(__file__).parent.parent / "deploy" / "specs"

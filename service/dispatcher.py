@@ -16,13 +16,13 @@ from service.errors import RayUnreachable, StorageUnreachable
 from service.housekeeping import Housekeeper
 from service.leases import Claimed, LeaseLost
 from service.lifecycle import Overtaken
-from service.migrations.schema import require_head
 from service.models import AttemptRow, JobRow
 from service.processlog import about, configure_logging
 from service.ray_jobs import HttpRayJobs, RayJobs
 from service.reconciler import Reconciler
 from service.sender import Sender
 from service.settings import Settings, load_settings
+from service.startup import open_database, require_rights
 from service.storage import S3Storage, Storage
 from service.thinning import Thinning
 from service.world import World
@@ -176,9 +176,9 @@ class Dispatcher:
 def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_format)
-    database = Database(settings.database_url.get_secret_value())
-    require_head(database)
+    database = open_database(settings)
     storage = S3Storage.of(settings)
+    require_rights(storage)
     ray = HttpRayJobs(settings.ray_url, token=settings.ray_token.get_secret_value())
     dispatcher = Dispatcher(database, storage, ray, settings)
     sender = Sender(database, settings, tally=dispatcher.tally)

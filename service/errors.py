@@ -15,6 +15,7 @@ Problem
 ├── TooManyRequests       429  of one token, or of one address without a good one
 └── Unavailable           503  something we need does not answer; try again
     ├── StorageUnreachable
+    │   └── StorageRefuses     it answers, and refuses us
     └── RayUnreachable
 """
 
@@ -156,6 +157,10 @@ class StorageUnreachable(Unavailable):
     type, title = "storage-unreachable", "Object storage does not answer"
 
 
+class StorageRefuses(StorageUnreachable):
+    """It answers, but not to us: keys, rights or a clock are wrong."""
+
+
 class RayUnreachable(Unavailable):
     """The Ray cluster does not answer, or refuses us: what it does is unknown."""
 
@@ -167,7 +172,9 @@ _OF_HTTP = {
     400: ("bad-request", "The request cannot be read"),
     404: (NotFound.type, NotFound.title),
     405: ("method-not-allowed", "This address has no such method"),
+    408: ("body-too-slow", "The body did not come"),
     413: ("content-too-large", "The body is too large"),
+    415: ("unsupported-media-type", "The body is in no form that is read here"),
 }
 
 
@@ -200,7 +207,7 @@ def _spec_error(error: Mapping[str, Any]) -> dict[str, str]:
     path = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
     if path and path[0] in _KINDS:
         path = path[1:]
-    field = ".".join(path)
+    field = ".".join(path)[:_SHOWN]
     if kind == "json_invalid":
         return {"field": "body", "message": f"the body is not JSON: {error.get('ctx', {}).get('error', message)}"}
     if kind.startswith("union_tag"):
@@ -270,13 +277,19 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind, title = _OF_HTTP.get(error.status_code, (Problem.type, Problem.title))
-    detail = f"{request.method} {request.url.path[:_SHOWN]}"
+    detail = f"{request.method} {request.url.path[:_SHOWN]}: {error.detail}"
     return _problem(status=error.status_code, type=kind, title=title, detail=detail, headers=error.headers)
 
 
 def _on_database(request: Request, error: Exception) -> JSONResponse:
     log.error("the database does not answer: %s", error)
     return _on_problem(request, Unavailable("The database does not answer now; try again."))
+
+
+def unreadable() -> JSONResponse:
+    """The answer to what is no HTTP."""
+    kind, title = _OF_HTTP[400]
+    return _problem(status=400, type=kind, title=title, detail="This is no HTTP request, or its address and headers have more than 64 kB.")
 
 
 def unexpected() -> JSONResponse:

@@ -14,11 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from service.installed import CLIENT_FILE, default_folder
+from service.installed import HomeError as HomeError
 from service.processes import ProcessId
-
-
-class HomeError(RuntimeError):
-    """The state folder cannot be used."""
 
 
 class Secrets(BaseModel):
@@ -72,7 +70,7 @@ class Home:
 
     @property
     def client_file(self) -> Path:
-        return self.path / "client.json"
+        return self.path / CLIENT_FILE
 
     @property
     def run_file(self) -> Path:
@@ -154,4 +152,4 @@ def write_private(file: Path, content: dict[str, Any]) -> None:
 
 
 def default_home() -> Home:
-    return Home(Path(os.environ.get("MAESTRO_HOME") or "~/.maestro"))
+    return Home(default_folder())

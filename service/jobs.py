@@ -99,8 +99,7 @@ def retry(database: Database, storage: Storage, settings: Settings, job_id: str,
 def resolve(database: Database, storage: Storage, settings: Settings, spec: Spec, *, project: str) -> Spec:
     """The spec as a job of the project would have it; or Invalid with what to do."""
     _check_workers(spec, settings)
-    if settings.sources_are_local:
-        check_sources(spec)
+    check_sources(spec, storage, sources_are_local=settings.sources_are_local)
     return resolve_encoder(database, storage, spec, project=project, sources_are_local=settings.sources_are_local)
 
 

@@ -59,7 +59,7 @@ def ensure_submitted(ray: RayJobs, job: JobRow, attempt: AttemptRow, settings: S
                 "RAY_JOB_STOP_WAIT_TIME_S": str(RAY_STOP_WAIT_SECONDS),
                 **KEEPS_MEMORY,
             },
-            metadata={"job": job.id, "attempt": str(attempt.number), DEPLOYMENT: deployment_of(settings)},
+            metadata={"job": job.id, "attempt": str(attempt.number), DEPLOYMENT: deployment_of(settings.secret_keys[0])},
         )
     except AlreadyExists:
         log.info("adopted %s, which Ray had already", attempt.submission_id)
@@ -68,9 +68,9 @@ def ensure_submitted(ray: RayJobs, job: JobRow, attempt: AttemptRow, settings: S
             raise
 
 
-def deployment_of(settings: Settings) -> str:
+def deployment_of(secret_key: str) -> str:
     """Tells this service from others, and no secret: those of one secret key are one."""
-    return hmac.new(settings.secret_key.get_secret_value().encode(), DEPLOYMENT.encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.new(secret_key.encode(), DEPLOYMENT.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def work_order(job: JobRow, attempt: AttemptRow, settings: Settings) -> WorkOrder:

@@ -26,6 +26,8 @@ MAX_SEEN = 2000  # jobs that are looked at for one page
 _ORDER = "newest"  # in cursors, so that one of another order is known
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_CLOCKS_DIFFER = timedelta(days=1)  # the API's and the dispatchers', at most
+_LAST_DAY = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 class Place(NamedTuple):
@@ -46,6 +48,18 @@ class Filters:
     text: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    finished_after: datetime | None = None
+    finished_before: datetime | None = None
+
+    @property
+    def is_of_finished(self) -> bool:
+        return self.finished_after is not None or self.finished_before is not None
+
+    @property
+    def before(self) -> datetime | None:
+        """When all were submitted: what has ended by a time was submitted before it, by clocks that differ."""
+        ended = None if self.finished_before is None else min(self.finished_before, _LAST_DAY) + _CLOCKS_DIFFER
+        return min((time for time in (self.created_before, ended) if time is not None), default=None)
 
 
 class Page(NamedTuple):
@@ -127,8 +141,8 @@ def _range(walk: _Walk, filters: Filters, below: Place | None, floor: Place | No
         yield place >= _literal(floor)
     if filters.created_after is not None:
         yield walk.created_at > filters.created_after
-    if filters.created_before is not None:
-        yield walk.created_at < filters.created_before
+    if filters.before is not None:
+        yield walk.created_at < filters.before
 
 
 def _literal(place: Place) -> Any:
@@ -150,6 +164,8 @@ def _walks(session: Session, filters: Filters, below: Place | None) -> Iterator[
         yield _Walk(JobLabelRow.created_at, JobLabelRow.job_id, [arm], frozenset({"project", f"label {number}"}))
     if filters.text is not None and (of_word := _walk_of_word(session, filters, below)) is not None:
         yield of_word
+    if filters.is_of_finished and (of_times := _walk_of_times(session, filters)) is not None:
+        yield of_times
     yield _Walk(JobRow.created_at, JobRow.id, [and_(there, *of_project)], frozenset({"project"}))
 
 
@@ -167,6 +183,24 @@ def _walk_of_word(session: Session, filters: Filters, below: Place | None) -> _W
     return _Walk(found.c.created_at, found.c.job_id, [literal(True)], frozenset(), is_whole=True)
 
 
+def _walk_of_times(session: Session, filters: Filters) -> _Walk | None:
+    """Along the times at which jobs have ended; None where too many ended between them: then others are walked, and looked at."""
+    of_project = [] if filters.project is None else [JobRow.project == filters.project]
+    ended = and_(JobRow.deleted_at.is_(None), JobRow.finished_at.is_not(None), *of_project, *_finished(filters, JobRow.finished_at))
+    counted = select(JobRow.id).where(ended).limit(MAX_SEEN + 1).subquery()
+    if (session.scalar(select(func.count()).select_from(counted)) or 0) > MAX_SEEN:
+        return None
+    found = select(JobRow.created_at, JobRow.id).where(ended).cte("found").prefix_with("MATERIALIZED")  # or it might walk all jobs
+    return _Walk(found.c.created_at, found.c.id, [literal(True)], frozenset({"project", "finished"}), is_whole=True)
+
+
+def _finished(filters: Filters, finished_at: SQLColumnExpression[datetime | None]) -> Iterator[ColumnElement[bool]]:
+    if filters.finished_after is not None:
+        yield finished_at > filters.finished_after
+    if filters.finished_before is not None:
+        yield finished_at < filters.finished_before
+
+
 def _conditions(filters: Filters) -> Iterator[tuple[str, ColumnElement[bool]]]:
     """Each filter on a job that was found on another's way. `|| ''` keeps a database from taking another index than the one chosen."""
     if filters.project is not None:
@@ -178,6 +212,8 @@ def _conditions(filters: Filters) -> Iterator[tuple[str, ColumnElement[bool]]]:
     for number, label in enumerate(filters.labels):
         has = select(JobLabelRow.job_id).where(JobLabelRow.job_id == JobRow.id, JobLabelRow.label == label)
         yield f"label {number}", has.correlate(JobRow).exists()
+    if filters.is_of_finished:
+        yield "finished", and_(*_finished(filters, JobRow.finished_at))
     if filters.text is not None:
         yield "text", and_(*(JobRow.words.contains(f" {word}", autoescape=True) for word in _words(filters.text)))
 

@@ -184,10 +184,15 @@ def ray_environment(token: str) -> dict[str, str]:
 
 def storage_environment(storage: Seaweedfs) -> dict[str, str]:
     """Credentials of the workers: in the raylet's environment, never in a Ray runtime_env, which the dashboard shows."""
+    return s3_environment(storage.endpoint, storage.access_key, storage.secret_key)
+
+
+def s3_environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:
+    """By which boto3 finds the object store of this machine."""
     return {
-        "AWS_ACCESS_KEY_ID": storage.access_key,
-        "AWS_SECRET_ACCESS_KEY": storage.secret_key,
-        "AWS_ENDPOINT_URL": storage.endpoint,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
@@ -211,5 +216,5 @@ def find_program(name: str) -> str:
     own = Path(sys.executable).parent / name
     found = str(own) if own.exists() else shutil.which(name)
     if found is None:
-        raise StartError(f"the program {name!r} is not installed: install maestro-mae with all its dependencies")
+        raise StartError(f"the program {name!r} is not installed: pip install 'maestro-mae[local]'")
     return found

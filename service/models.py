@@ -41,6 +41,15 @@ class JobRow(Base):
             Index("_".join(["ix_jobs", *columns, "created_at_id"]), *columns, "created_at", "id", **_where("deleted_at IS NULL"))
             for columns in ([], ["project"], ["status"], ["project", "status"], ["kind"], ["project", "kind"])
         ),
+        *(
+            Index(
+                "_".join(["ix_jobs", *columns, "finished_at"]),
+                *columns,
+                "finished_at",
+                **_where("deleted_at IS NULL AND finished_at IS NOT NULL"),
+            )
+            for columns in ([], ["project"])
+        ),
         Index("ix_jobs_deleted_at", "deleted_at", **_where("deleted_at IS NOT NULL")),
         Index("ix_jobs_encoder_job", "encoder_job", **_where("encoder_job IS NOT NULL")),
         Index("ix_jobs_due_at", "due_at", **_where("due_at IS NOT NULL")),

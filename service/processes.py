@@ -18,14 +18,12 @@ from pathlib import Path
 
 import psutil
 
+from service.installed import StartError as StartError
+
 RUN_VARIABLE = "MAESTRO_RUN"
 PART_VARIABLE = "MAESTRO_PART"
 MAX_LOG_BYTES = 20_000_000
 _CLOCK_TOLERANCE_SECONDS = 1.0
-
-
-class StartError(RuntimeError):
-    """A part of the installation did not start."""
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,10 @@ class HttpRayJobs:
         if asked_without.status_code not in (401, 403):
             raise RayUnreachable(f"The Ray cluster at {self._url} asks for no token: start it with RAY_AUTH_MODE=token.")
 
+    def version(self) -> str:
+        """Ray's own."""
+        return str(self._json("GET", "/api/version").get("ray_version", "unknown"))
+
     def submit(self, submission_id: str, *, entrypoint: str, env_vars: dict[str, str], metadata: dict[str, str]) -> None:
         body = {
             "submission_id": submission_id,

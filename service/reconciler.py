@@ -26,7 +26,7 @@ class Reconciler:
         self._database = database
         self._tally = tally
         self._ray = ray
-        self._deployment = deployment_of(settings)
+        self._deployments = {deployment_of(key) for key in settings.secret_keys}
         self._clock = clock
         self._due_at = clock()
         self._suspects: set[str] = set()
@@ -46,7 +46,7 @@ class Reconciler:
         """Stops what had no attempt under way at the last sweep, either: a run that ends by itself has that long for it."""
         known = self._ray.list()
         self.num_known = len(known)
-        runs = {name for name, job in known.items() if not job.status.is_over and job.metadata.get(DEPLOYMENT) == self._deployment}
+        runs = {name for name, job in known.items() if not job.status.is_over and job.metadata.get(DEPLOYMENT) in self._deployments}
         with self._database.read() as session:  # after Ray's answer: an attempt is there before its run
             orphans = runs - set(session.scalars(select(AttemptRow.submission_id).where(AttemptRow.ended_at.is_(None))))
         for name in sorted(orphans & self._suspects):

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _ARTIFACT_KINDS = {EventType.RECONSTRUCTIONS_WRITTEN: artifacts.PICTURE, EventType.TRAINING_STATE_COMMITTED: artifacts.TRAINING_STATE}
 # after these the run will be over soon: the dispatcher should look without delay
 _LAST_WORDS = {EventType.RUN_FAILED, EventType.RUN_STOPPED, EventType.RESULT_COMMITTED}
+_MAX_KEY = 1024  # characters, as S3 has it
 
 
 def record(database: Database, job_id: str, attempt_number: int, report: Report, *, bucket: str) -> ReportAnswer:
@@ -62,7 +63,8 @@ def record(database: Database, job_id: str, attempt_number: int, report: Report,
             attempt.incarnation = report.incarnation
         if report.progress is not None and is_newest:
             job.progress = jsonable(report.progress.model_dump())
-        for event in report.events:
+        for told in report.events:
+            event = told.model_copy(update={"at": min(told.at, now)})  # by a clock that is ahead it has not happened yet
             events.append(session, job_id, event.type, event.data, at=event.at, attempt=attempt_number)
             _follow(session, job, attempt, event, bucket=bucket, now=now)
             if event.type is EventType.WORKERS_STARTED and is_newest:
@@ -145,7 +147,8 @@ def _add_artifact(
     """A report that cannot be read as an artifact is still a report: its training must not hang on it."""
     key, num_bytes, sha256 = told.get("key"), told.get("bytes"), told.get("sha256")
     prefix = artifacts.job_prefix(attempt.job_id)
-    if not isinstance(key, str) or not key.startswith(prefix) or not isinstance(num_bytes, int):
+    is_ours = isinstance(key, str) and key.startswith(prefix) and len(key) <= _MAX_KEY
+    if not isinstance(key, str) or not is_ours or type(num_bytes) is not int or not 0 <= num_bytes <= MAX_INTEGER:
         log.warning("job %s: a %s without a usable key and size", attempt.job_id, kind)
         return
     if kind == artifacts.TRAINING_STATE:
@@ -160,7 +163,7 @@ def _add_artifact(
         kind=kind,
         attempt=attempt.number,
         num_bytes=num_bytes,
-        sha256=sha256 if isinstance(sha256, str) else None,
+        sha256=sha256 if isinstance(sha256, str) and len(sha256) == 64 else None,
         bucket=bucket,
         at=at,
         step=step,

@@ -35,7 +35,7 @@ class Sender:
 
     def __init__(self, database: Database, settings: Settings, *, tally: Tally, clock: Callable[[], datetime] = utc_now) -> None:
         self._database = database
-        self._secret_key = settings.secret_key.get_secret_value()
+        self._secret_keys = settings.secret_keys
         self._allow_private = settings.webhooks_to_private_addresses
         self._tally = tally
         self._clock = clock
@@ -87,8 +87,8 @@ class Sender:
             log.exception("webhook %s: what became of the delivery %s could not be recorded", letter.webhook_id, letter.id)
 
     def _send(self, letter: Letter) -> Answer:
-        secret = webhooks.secret_of(self._secret_key, letter.webhook_id)
-        signed = webhooks.sign(secret, letter.id, int(self._clock().timestamp()), letter.body)
+        secrets = [webhooks.secret_of(key, letter.webhook_id) for key in self._secret_keys]
+        signed = webhooks.sign(secrets, letter.id, int(self._clock().timestamp()), letter.body)
         headers = {"Content-Type": "application/json", "User-Agent": "MAEstro", **signed}
         return post(letter.url, letter.body, headers, allow_private=self._allow_private)
 

@@ -1,14 +1,22 @@
-"""Every setting of the service, from the environment (`MAESTRO_*`). S3 credentials come from the standard `AWS_*` variables."""
+"""Every setting of the service, from the environment (`MAESTRO_*`), or from files that are named as the variables in small letters.
 
+The files lie in `MAESTRO_SECRETS_DIR`; the environment goes before them. S3 credentials come from the standard `AWS_*` variables.
+"""
+
+import os
 import sys
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from service.processlog import LogFormat
 
 _PREFIX = "MAESTRO_"
+SECRETS_VARIABLE = "MAESTRO_SECRETS_DIR"  # such as /run/secrets of Docker, or where a Secret of Kubernetes is mounted
 
 
 class Settings(BaseSettings):
@@ -21,6 +29,9 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr = Field(
         min_length=32, description="Set it to 32 or more random characters: python -c 'import secrets; print(secrets.token_urlsafe(48))'."
+    )
+    previous_secret_key: SecretStr | None = Field(
+        default=None, min_length=32, description="Set it to the secret key before the present one, until what was made with it has ended."
     )
     api_token: SecretStr = Field(
         min_length=20, description="Set it to 20 or more random characters: python -c 'import secrets; print(secrets.token_urlsafe(32))'."
@@ -44,6 +55,12 @@ class Settings(BaseSettings):
         default=200.0, ge=1, description="Set it to the requests a second that each API process takes of one token, 10 s of them at once."
     )
     max_workers_per_job: int = Field(default=64, ge=1, description="Set it to the most workers that one job may ask for.")
+    autoscaled_cpus: float = Field(
+        default=0.0, ge=0, description="Set it to the CPUs that the cluster's autoscaler may bring it to; leave it out where there is none."
+    )
+    autoscaled_gpus: float = Field(
+        default=0.0, ge=0, description="Set it to the GPUs that the cluster's autoscaler may bring it to; leave it out where there is none."
+    )
     sources_are_local: bool = Field(default=False, description="Set it to true where data folders can be seen from this machine.")
 
     log_quota_mb: int = Field(default=512, ge=8, description="Set it to the most megabytes that are kept of what one job prints.")
@@ -68,12 +85,21 @@ class Settings(BaseSettings):
         default=False, description="Set it to true where webhooks may reach this machine and its own networks, and without https."
     )
 
+    @property
+    def secret_keys(self) -> list[str]:
+        """What is made, is made with the first; what was made with any of them counts."""
+        return [key.get_secret_value() for key in (self.secret_key, self.previous_secret_key) if key is not None]
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
         if not url.startswith(("sqlite:///", "postgresql://")) or url in ("sqlite:///", "postgresql://"):
             raise ValueError("it is neither a SQLite file nor a PostgreSQL database")
+        try:
+            make_url(url)
+        except (ArgumentError, ValueError):
+            raise ValueError("it cannot be read: a password's @, / and : are written as %40, %2F and %3A") from None
         return value
 
     @field_validator("service_url", "ray_url", "s3_endpoint", "s3_public_endpoint")
@@ -100,8 +126,16 @@ def explain(error: ValidationError) -> str:
 
 def load_settings() -> Settings:
     """The settings of the environment; exits 2 with one clear message where they do not do."""
+    folder = os.environ.get(SECRETS_VARIABLE) or None
+    if folder is not None and not Path(folder).is_dir():
+        sys.stderr.write(f"The service cannot start: {SECRETS_VARIABLE} names {folder}, which is no folder. Mount the secrets there.\n")
+        raise SystemExit(2)
     try:
-        return Settings()
+        return Settings(_secrets_dir=folder)
     except ValidationError as error:
         sys.stderr.write(explain(error) + "\n")
+        raise SystemExit(2) from None
+    except SettingsError as error:
+        why = error.__cause__ or error
+        sys.stderr.write(f"The service cannot start: a file of {folder} cannot be read ({why}). Let the service's user read it.\n")
         raise SystemExit(2) from None

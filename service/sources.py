@@ -1,73 +1,115 @@
-"""Checks of data folders at submission, where this machine sees the same folders as the workers."""
+"""Checks of a job's data at submission: what lies in object storage, and folders where this machine sees the same ones as the workers."""
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from typing import NamedTuple
 
-from mae_core.config import EmbedSpec, EvaluateSpec, PretrainSpec, Spec
+from pydantic import ValidationError
+
+from mae_core.config import EmbedSpec, EvaluateSpec, FinetuneSpec, PretrainSpec, Spec
 from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
+from mae_core.packed import INDEX, PackedIndex, is_packed, is_remote
+from service.artifacts import JOBS_PREFIX
 from service.errors import Invalid
+from service.folders import REMEDY, check_folder, class_folders, packed_content
+from service.storage import PAGE, ObjectNotFound, Storage, split_uri
 
-_REMEDY = "put the images of each class into a folder of its name"
+
+class _Source(NamedTuple):
+    """A place that a spec names, with images in it. packed: their index, if any. is_seen: whether names can be looked through here."""
+
+    field: str
+    place: str
+    packed: PackedIndex | None
+    is_seen: bool
 
 
-def check_sources(spec: Spec) -> None:
-    """Invalid where a folder is missing, empty, or not sorted into classes though labels are needed. The same rules as mae_core.data's."""
-    folders = _check_folders("data", spec.data)
+def check_sources(spec: Spec, storage: Storage, *, sources_are_local: bool) -> None:
+    """Invalid where images are missing, or have no labels though they are needed. The same rules as mae_core.data's.
+
+    Raises StorageUnreachable where images lie in object storage that does not answer, or refuses us.
+    """
+
+    def found(section: str, data: DataConfig) -> list[_Source]:
+        places = {f"{section}.source": data.source, f"{section}.validation": data.validation}
+        return [
+            _remote_source(field, place, storage) if is_remote(place) else _local_source(field, place)
+            for field, place in places.items()
+            if place is not None and place != DIGITS and (is_remote(place) or sources_are_local)
+        ]
+
+    sources = found("data", spec.data)
+    if isinstance(spec, PretrainSpec | FinetuneSpec) and sources and sources[0].field == "data.source":
+        _check_number(spec, sources[0])
     if isinstance(spec, EmbedSpec):
         return
     if isinstance(spec, EvaluateSpec):
-        for field, folder in folders.items():
-            _classes(field, folder)  # how many there must be depends on the encoder, which the workers open
+        for source in sources:
+            _classes(source)  # how many there must be depends on the encoder, which the workers open
     elif not isinstance(spec, PretrainSpec):
-        _check_labels(folders)
+        _check_labels(sources)
     elif spec.evaluation.labelled is not None:
-        _check_labels(_check_folders("evaluation.labelled", spec.evaluation.labelled))
+        _check_labels(found("evaluation.labelled", spec.evaluation.labelled))
 
 
-def _check_folders(section: str, data: DataConfig) -> dict[str, Path]:
-    """The folders that `data` names, by field, each with images in it."""
-    sources = {f"{section}.source": data.source, f"{section}.validation": data.validation}
-    folders = {field: Path(source) for field, source in sources.items() if source is not None and source != DIGITS}
-    for field, folder in folders.items():
-        _check_folder(field, folder)
-    return folders
+def _local_source(field: str, place: str) -> _Source:
+    content = packed_content(place)
+    if content is not None:
+        return _Source(field, place, _index(field, place, content), True)
+    check_folder(field, place)
+    return _Source(field, place, None, True)
 
 
-def _check_labels(folders: dict[str, Path]) -> None:
-    """At least two classes, and the same ones in all of `folders`."""
-    classes = {field: _classes(field, folder) for field, folder in folders.items()}
-    for field, names in classes.items():
-        if len(names) < 2:
-            raise Invalid(field, f"labels are missing: {str(folders[field])!r} has only one class folder, {min(names)!r}; {_REMEDY}")
+def _remote_source(field: str, place: str, storage: Storage) -> _Source:
+    bucket, prefix = split_uri(f"{place.rstrip('/')}/")
+    if bucket == storage.bucket and prefix.startswith(JOBS_PREFIX):
+        raise Invalid(field, f"{place} lies among the results of jobs; images have a prefix of their own")
+    try:
+        content = storage.read_text(prefix + INDEX, bucket=bucket)
+        if is_packed(content.encode()):
+            return _Source(field, place, _index(field, place, content), True)
+    except ObjectNotFound:
+        pass  # then it may be images themselves
+    try:
+        first = storage.list(prefix, bucket=bucket, limit=PAGE)
+    except ObjectNotFound:
+        raise Invalid(field, f"there is no bucket {bucket!r}") from None
+    if not any(each.key.lower().endswith(IMAGE_SUFFIXES) for each in first) and len(first) < PAGE:
+        raise Invalid(field, f"below {place} there are neither packed images ({INDEX}) nor images ({', '.join(IMAGE_SUFFIXES)})")
+    return _Source(field, place, None, False)
+
+
+def _index(field: str, place: str, content: str) -> PackedIndex:
+    try:
+        return PackedIndex.model_validate_json(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        why = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        raise Invalid(field, f"{place}: {INDEX} is damaged or of another version ({why}); pack the images again") from None
+
+
+def _check_number(spec: PretrainSpec | FinetuneSpec, source: _Source) -> None:
+    views = spec.masking.num_masks if isinstance(spec, PretrainSpec) else 1
+    if source.packed is not None and spec.optim.batch_size > source.packed.num_images * views:
+        raise Invalid("optim.batch_size", f"{spec.optim.batch_size} is more than the {source.packed.num_images} images of {source.place}")
+
+
+def _check_labels(sources: list[_Source]) -> None:
+    """At least two classes, and the same ones in all sources, as far as they can be seen from here."""
+    classes = {source.field: names for source in sources if (names := _classes(source)) is not None}
+    for source in sources:
+        names = classes.get(source.field)
+        if names is not None and len(names) < 2:
+            raise Invalid(source.field, f"labels are missing: {source.place!r} has only one class folder, {min(names)!r}; {REMEDY}")
     for field, names in list(classes.items())[1:]:
-        source, expected = next(iter(classes.items()))
+        first, expected = next(iter(classes.items()))
         if names != expected:
             differ = ", ".join(sorted(names ^ expected)[:5])
-            raise Invalid(field, f"its class folders are not those of {source}; only one of the two has {differ}")
+            raise Invalid(field, f"its class folders are not those of {first}; only one of the two has {differ}")
 
 
-def _check_folder(field: str, folder: Path) -> None:
-    if not folder.exists():
-        raise Invalid(field, f"the folder {str(folder)!r} does not exist")
-    if not folder.is_dir():
-        raise Invalid(field, f"{str(folder)!r} is not a folder; give the folder that holds the images")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise Invalid(field, f"the folder {str(folder)!r} cannot be read by the service; grant it access")
-    if next(_images(folder), None) is None:
-        raise Invalid(field, f"the folder {str(folder)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}; links to folders are not followed)")
-
-
-def _classes(field: str, folder: Path) -> set[str]:
-    """The names of the class folders, at least one."""
-    entries = list(folder.iterdir())
-    loose = [entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()]
-    names = {entry.name for entry in entries if entry.is_dir() and not entry.is_symlink() and next(_images(entry), None) is not None}
-    if loose:
-        raise Invalid(field, f"labels are missing: {min(loose)!r} lies in {str(folder)!r} itself, in no class folder; {_REMEDY}")
-    return names
-
-
-def _images(folder: Path) -> Iterator[str]:
-    for _, _, names in os.walk(folder):
-        yield from (name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+def _classes(source: _Source) -> set[str] | None:
+    """The names of the classes, at least one; None where only the workers can tell."""
+    if source.packed is not None:
+        if not source.packed.classes:
+            raise Invalid(source.field, f"labels are missing: {source.place} was packed without classes; {REMEDY}, and pack them again")
+        return set(source.packed.classes)
+    return class_folders(source.field, source.place) if source.is_seen else None

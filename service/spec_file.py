@@ -8,11 +8,12 @@ import yaml
 from pydantic import ValidationError
 
 from mae_core.config import RUN_SPEC, with_absolute_paths
+from service.user_errors import UserError
 
 _KINDS = ("pretrain", "probe", "finetune", "evaluate", "embed")
 
 
-class SpecFileError(ValueError):
+class SpecFileError(UserError):
     """A spec file cannot be used; the message names file and line."""
 
 

@@ -10,7 +10,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from service.errors import StorageUnreachable
+from service.errors import StorageRefuses, StorageUnreachable
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 PAGE = 1000  # objects that S3 lists, and deletes, at once
 PRESIGNED_SECONDS = 3600
 MAX_TEXT_BYTES = 16 * 2**20
+_REFUSED = {
+    "AccessDenied",
+    "AllAccessDisabled",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+    "InvalidToken",
+    "ExpiredToken",
+    "403",
+}
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 
 
@@ -187,9 +197,10 @@ class S3Storage:
         except ClientError as error:
             if _code(error) in _MISSING:
                 raise ObjectNotFound(what) from None
-            raise StorageUnreachable(f"Object storage {self._place} refuses us ({_code(error)}): {what}.") from None
+            kind = StorageRefuses if _code(error) in _REFUSED else StorageUnreachable
+            raise kind(f"Object storage {self._place} refuses us ({_code(error)}): {what}.") from None
         except NoCredentialsError:
-            raise StorageUnreachable("There are no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from None
+            raise StorageRefuses("There are no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from None
         except (BotoCoreError, OSError) as error:
             raise StorageUnreachable(f"Object storage {self._place} does not answer ({type(error).__name__}): {what}.") from None
 

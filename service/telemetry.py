@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from service import counters
 from service.db import Database, utc_now
 from service.models import DeliveryRow, JobRow
-from workers.contract import Event, JobStatus, Points
+from workers.contract import WORKER_EVENTS, Event, JobStatus, Points
 
 FRESH_SECONDS = 5.0  # whoever scrapes more often reads the same again
 _METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"}
@@ -41,6 +41,8 @@ class Telemetry:
         self._batches = Counter("maestro_ingest_batches", "Reports of workers that were taken", registry=registry)
         self._points = Counter("maestro_ingest_points", "Points of metric series in them", registry=registry)
         self._events = Counter("maestro_worker_events", "Events in them: upload_delayed, save_failed, …", ["type"], registry=registry)
+        for kind in sorted(WORKER_EVENTS):
+            self._events.labels(kind.value)  # from 0 on: Prometheus sees no increase in the first sample of a series
         self.limited = Counter("maestro_requests_limited", "Answered 429: of a token, or of an address without", ["of"], registry=registry)
         self.streams = Gauge("maestro_stream_clients", "Open streams of events", registry=registry)
 

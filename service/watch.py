@@ -1,32 +1,39 @@
-"""Jobs as a person watches them in a terminal: a progress bar for each, and a line for what happens to it."""
+"""Jobs as a person watches them in a terminal: a progress bar for each, the course of its loss, and a line for what happens to it."""
 
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
 
+import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
+from rich.text import Text
 
-from service.client import Json, MaestroClient, Message
+from service.client import JobFailed, Json, MaestroClient, MaestroError, Message
+from service.console import say
+from service.watched_events import event_line, outcome_line, progress_figures
+from service.wording import clean, duration, sparkline
 from workers.contract import EventType, JobStatus
 
 PLAIN_PAUSE_SECONDS = 5.0  # between two lines of progress where there is no terminal
-_TOLD = {
-    EventType.WORKERS_FAILED,
-    EventType.RUN_HUNG,
-    EventType.IMAGES_SKIPPED,
-    EventType.UPLOAD_DELAYED,
-    EventType.UPLOAD_RECOVERED,
-    EventType.SAVE_FAILED,
-    EventType.STEPS_DROPPED,
-    EventType.WENT_BACK,
-    EventType.EVALUATED,
-    EventType.RESULT_COMMITTED,
-}
+_KEPT_LOSSES = 400
+_AWAY = "away"  # a message of our own: the service does not answer
+
+
+def watch_one(client: MaestroClient, job: Json, *, to_stderr: bool) -> None:
+    """Show a job until it has ended, and tell how. Raises JobFailed unless it has succeeded."""
+    try:
+        [ended] = watch(client, [job], console=Console(stderr=to_stderr))
+    except KeyboardInterrupt:
+        say(f"the job goes on: `maestro watch {job['id']}` shows it again, `maestro cancel {job['id']}` ends it")
+        raise
+    if ended["status"] != JobStatus.SUCCEEDED:
+        raise JobFailed(ended)
+    typer.echo(clean(outcome_line(ended)), err=to_stderr)
 
 
 def watch(client: MaestroClient, jobs: list[Json], *, console: Console) -> list[Json]:
@@ -35,7 +42,7 @@ def watch(client: MaestroClient, jobs: list[Json], *, console: Console) -> list[
     for job in jobs:
         threading.Thread(target=_listen, args=(client, job["id"], messages.put), daemon=True).start()
     waiting = {job["id"] for job in jobs}
-    with _display(jobs, console=console) as show:
+    with _display(client, jobs, console=console) as show:
         while waiting:
             job_id, message = messages.get()
             if isinstance(message, Exception):
@@ -48,7 +55,7 @@ def watch(client: MaestroClient, jobs: list[Json], *, console: Console) -> list[
 
 def _listen(client: MaestroClient, job_id: str, tell: Callable[[tuple[str, Message | Exception]], None]) -> None:
     try:
-        for message in client.stream(job_id):
+        for message in client.stream(job_id, on_away=lambda error: tell((job_id, Message(_AWAY, {"detail": str(error)})))):
             tell((job_id, message))
     except Exception as error:  # raised again by the one who waits
         tell((job_id, error))
@@ -58,42 +65,82 @@ Show = Callable[[str, Message], None]
 
 
 @contextmanager
-def _display(jobs: list[Json], *, console: Console) -> Iterator[Show]:
-    names = {job["id"]: job["name"] for job in jobs}
+def _display(client: MaestroClient, jobs: list[Json], *, console: Console) -> Iterator[Show]:
+    names = {job["id"]: clean(job["name"]) for job in jobs}
     if not console.is_terminal:
         yield _PlainLines(names, console=console).show
         return
     columns = (
         TextColumn("[bold]{task.fields[name]}[/] {task.fields[status]}"),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[figures]}"),
+        _Figures("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console, expand=True) as progress:
-        yield _Bars(names, progress=progress).show
+    with Progress(*columns, console=console, expand=True, refresh_per_second=4) as progress:
+        yield _Bars(names, progress=progress, losses={job_id: _losses(client, job_id) for job_id in names}).show
+
+
+def _losses(client: MaestroClient, job_id: str) -> list[float]:
+    """What there is of a job that has been running for a while; of its loss nothing depends on it."""
+    with suppress(MaestroError):
+        series = client.metrics(job_id, names=["loss"], max_points=_KEPT_LOSSES).get("loss", {"values": []})
+        return [float(value) for value in series["values"]]
+    return []
+
+
+class _Figures(TextColumn):
+    """The figures of the last progress, the loss's course, and the time left, which counts down also while the service is away."""
+
+    def render(self, task: Task) -> Text:
+        parts = [task.fields["figures"], task.fields["course"]]
+        if (done_at := task.fields["done_at"]) is not None:
+            parts.append(f"ETA {duration(max(done_at - time.monotonic(), 0.0))}")
+        return Text("  ".join(part for part in parts if part), no_wrap=True, overflow="ellipsis")
 
 
 class _Bars:
     """A bar for each job; what happens to it is printed above."""
 
-    def __init__(self, names: dict[str, str], *, progress: Progress) -> None:
+    def __init__(self, names: dict[str, str], *, progress: Progress, losses: dict[str, list[float]]) -> None:
         self._progress = progress
         self._names = names
+        self._losses = {job_id: deque(known, maxlen=_KEPT_LOSSES) for job_id, known in losses.items()}
+        self._statuses = dict.fromkeys(names, "")
         self._tasks: dict[str, TaskID] = {
-            job_id: progress.add_task("", total=None, name=escape(name), status="", figures="") for job_id, name in names.items()
+            job_id: progress.add_task(
+                "", total=None, name=escape(name), status="", figures="", course=sparkline(self._losses[job_id]), done_at=None
+            )
+            for job_id, name in names.items()
         }
 
     def show(self, job_id: str, message: Message) -> None:
         task = self._tasks[job_id]
+        if message.event == _AWAY:
+            self._progress.update(task, status="[yellow]the service does not answer; trying again[/]")
+            return
         if message.event == "progress":
-            figures = progress_figures(message.data)
-            self._progress.update(task, total=message.data["num_steps"], completed=message.data["step"], figures=figures)
+            self._show_progress(job_id, message.data)
         elif message.event == "end":
-            self._progress.update(task, status=message.data.get("status", ""))
+            self._statuses[job_id] = clean(message.data.get("status", ""))
+            self._progress.update(task, done_at=None)
         else:
             if message.data.get("type") == EventType.STATUS_CHANGED:
-                self._progress.update(task, status=message.data["data"].get("to", ""))
+                self._statuses[job_id] = clean(message.data["data"].get("to", ""))
             if line := event_line(message.data):
-                self._progress.console.print(f"{self._names[job_id]}: {line}", markup=False, highlight=False)
+                self._progress.console.print(f"{self._names[job_id]}: {clean(line)}", markup=False, highlight=False)
+        self._progress.update(task, status=self._statuses[job_id])
+
+    def _show_progress(self, job_id: str, progress: Json) -> None:
+        if progress.get("loss") is not None:
+            self._losses[job_id].append(float(progress["loss"]))
+        left = progress.get("eta_seconds")
+        self._progress.update(
+            self._tasks[job_id],
+            total=progress["num_steps"],
+            completed=progress["step"],
+            figures=progress_figures(progress, with_eta=False),
+            course=sparkline(self._losses[job_id]),
+            done_at=None if left is None else time.monotonic() + float(left),
+        )
 
 
 class _PlainLines:
@@ -103,67 +150,21 @@ class _PlainLines:
         self._names = names
         self._console = console
         self._told_at: dict[str, float] = {}
+        self._away = set[str]()
 
     def show(self, job_id: str, message: Message) -> None:
         line = ""
+        if message.event == _AWAY:
+            line = "" if job_id in self._away else "the service does not answer; trying again"
+            self._away.add(job_id)
+        else:
+            self._away.discard(job_id)
         if message.event == "progress":
             last = message.data["step"] >= message.data["num_steps"]
             if last or time.monotonic() - self._told_at.get(job_id, 0.0) >= PLAIN_PAUSE_SECONDS:
                 self._told_at[job_id] = time.monotonic()
                 line = progress_figures(message.data)
-        elif message.event != "end":
+        elif message.event == "event":
             line = event_line(message.data)
         if line:
-            self._console.print(f"{self._names[job_id]}: {line}", markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_figures(progress: Json) -> str:
-    """`step 120/400  loss 0.4711  812 images/s  ETA 0:21`; what is not known yet is left out."""
-    parts = [f"step {progress['step']}/{progress['num_steps']}"]
-    if (loss := progress.get("loss")) is not None:
-        parts.append(f"loss {float(loss):.4f}")
-    if (rate := progress.get("images_per_second")) is not None:
-        parts.append(f"{float(rate):.0f} images/s")
-    if (eta := progress.get("eta_seconds")) is not None:
-        parts.append(f"ETA {duration(float(eta))}")
-    return "  ".join(parts)
-
-
-def event_line(event: Json) -> str:
-    """What an event says to a person; empty for those that only programs need."""
-    kind, data = event.get("type"), event.get("data") or {}
-    if kind == EventType.STATUS_CHANGED:
-        return _joined(str(data.get("to")), data)
-    if kind == EventType.REASON_CHANGED and data.get("reason"):
-        return _joined("waiting", data)
-    if kind in _TOLD:
-        flat = {**data, **(data.get("metrics") or {}), **(data.get("steps") or [{}])[0]}
-        shown = ", ".join(f"{name} {_number(value)}" for name, value in flat.items() if isinstance(value, str | int | float))
-        return f"{str(kind).replace('_', ' ')}{f': {shown}' if shown else ''}"
-    return ""
-
-
-def _number(value: str | float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _joined(status: str, data: dict[str, Any]) -> str:
-    told = [str(data[name]) for name in ("reason", "detail") if data.get(name)]
-    return f"{status} ({': '.join(told)})" if told else status
-
-
-def duration(seconds: float) -> str:
-    if not 0 <= seconds < 1e9:
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def outcome_line(job: Json) -> str:
-    """How a job ended, in one line."""
-    if job["status"] == JobStatus.SUCCEEDED:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in (job["metrics"] or {}).items() if isinstance(value, int | float))
-        return f"job {job['id']} succeeded{f': {figures}' if figures else ''}; result in {job['result_uri']}"
-    why = "; ".join(str(job[name]) for name in ("reason", "detail", "reason_message") if job.get(name))
-    return f"job {job['id']} {job['status']}{f': {why}' if why else ''}"
+            self._console.print(f"{self._names[job_id]}: {clean(line)}", markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ A webhook's secret is an HMAC of its id: it can sign at any time, and is stored 
 import base64
 import hashlib
 import hmac
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -88,12 +89,15 @@ def secret_of(secret_key: str, webhook_id: str) -> str:
     return f"whsec_{base64.b64encode(key).decode()}"
 
 
-def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers by which a receiver knows a message as ours, and as new (https://www.standardwebhooks.com)."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    signature = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+def sign(secrets: Iterable[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers by which a receiver knows a message as ours, and as new (https://www.standardwebhooks.com).
+
+    With several secrets it has a signature of each, and a receiver takes it that knows one of them.
+    """
+    keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in secrets]
+    signatures = [hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest() for key in keys]
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+        "webhook-signature": " ".join(f"v1,{base64.b64encode(signature).decode()}" for signature in signatures),
     }

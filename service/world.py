@@ -1,6 +1,7 @@
 """What a dispatcher sees of Ray and object storage in one round. What did not answer once is not asked again in that round."""
 
 import contextlib
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import and_, func, or_, select
@@ -11,7 +12,7 @@ from service.errors import RayUnreachable, StorageUnreachable
 from service.leases import IN_LINE
 from service.models import AttemptRow, JobRow
 from service.policy import IN_LINE_SECONDS, Wait
-from service.ray_jobs import RayJob, RayJobs
+from service.ray_jobs import ClusterResources, RayJob, RayJobs
 from service.settings import Settings
 from service.storage import Storage
 from workers.contract import Reason
@@ -71,7 +72,7 @@ class World:
             self._ray_problem = error
             return Wait(Reason.RAY_UNREACHABLE, error.detail, IN_LINE_SECONDS)
         released = Needs() if cluster.at is None else self._needs_of_attempts(ended_after=cluster.at)
-        budget = Budget(cluster, reserved=self._needs_of_attempts(ended_after=None), released=released)
+        budget = Budget(self._grown(cluster), reserved=self._needs_of_attempts(ended_after=None), released=released)
         columns = (JobRow.id, JobRow.num_cpus, JobRow.num_gpus, JobRow.max_cpus, JobRow.max_gpus, JobRow.waiting_since)
         comes = and_(IN_LINE, JobRow.due_at <= self._now)
         waits = and_(IN_LINE, JobRow.waiting_since.is_not(None))
@@ -80,6 +81,11 @@ class World:
             rows = session.execute(query).yield_per(200)
             line = (InLine(row.id, Needs(row.num_cpus, row.num_gpus), Needs(row.max_cpus, row.max_gpus), row.waiting_since) for row in rows)
             return admit(line, budget, now=self._now, patience_seconds=self._settings.line_patience_seconds)
+
+    def _grown(self, cluster: ClusterResources) -> ClusterResources:
+        """What the autoscaler would make of it: it adds machines only for runs that ask Ray for them, so these have to be let in first."""
+        num_cpus, num_gpus = self._settings.autoscaled_cpus, self._settings.autoscaled_gpus
+        return replace(cluster, num_cpus=max(cluster.num_cpus, num_cpus), num_gpus=max(cluster.num_gpus, num_gpus))
 
     def _needs_of_attempts(self, *, ended_after: datetime | None) -> Needs:
         """Of all that have not ended; or of those that ended after a time."""

@@ -7,13 +7,15 @@ a repeat changes nothing.
 
 import hashlib
 import hmac
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
 
 from mae_core.config import RunSpec
 from mae_core.options import Strict
+from workers.names import JobStatus as JobStatus
 
 CONTRACT_VERSION = 4
 ORDER_VARIABLE = "MAESTRO_ORDER"  # the environment variable in which the driver finds its order, as JSON
@@ -25,24 +27,14 @@ MAX_EVENTS = 100  # events in one report
 STORAGE_PATIENCE_SECONDS = 24 * 3600.0  # so long a result, and the state of a run that pauses, wait for storage that is away
 
 
-class JobStatus(StrEnum):
-    """Where a job is. A terminal status never changes."""
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it lies outside of the years 1 to 9999") from None
 
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    FINALIZING = "finalizing"
-    RECOVERING = "recovering"
-    PAUSING = "pausing"
-    PAUSED = "paused"
-    STOPPING = "stopping"
-    SUCCEEDED = "succeeded"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
 
-    @property
-    def is_terminal(self) -> bool:
-        return self in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.FAILED)
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]  # given in any zone
 
 
 class DesiredState(StrEnum):
@@ -271,7 +263,7 @@ class Event(Strict):
     """One fact a worker tells."""
 
     type: EventType
-    at: AwareDatetime
+    at: Time
     data: dict[str, Any] = Field(default={})
 
 

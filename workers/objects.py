@@ -185,6 +185,30 @@ class ObjectStore:
 
         return self._persist(f"list {prefix}", list_objects)
 
+    def entries(self, bucket: str, prefix: str) -> list[tuple[str, int, str]]:
+        """Key, bytes and ETag of all objects of any bucket whose keys begin with `prefix`."""
+
+        def list_objects() -> list[tuple[str, int, str]]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            return [(item["Key"], item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", [])]
+
+        return self._persist(f"list s3://{bucket}/{prefix}", list_objects)
+
+    def read_range(self, bucket: str, key: str, start: int, length: int) -> bytes:
+        """Part of an object of any bucket; nothing behind its end. Raises ClientError where it is not there."""
+
+        def get() -> bytes:
+            try:
+                answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+                body: bytes = answer["Body"].read()
+            except ClientError as error:
+                if _code(error) in ("InvalidRange", "416"):
+                    return b""
+                raise
+            return body
+
+        return self._persist(f"read s3://{bucket}/{key}", get)
+
     def entry(self, key: str) -> FileEntry | None:
         """What an object is now, by all of its bytes; None where it is not there."""
 
@@ -253,6 +277,11 @@ def file_entry(path: Path) -> FileEntry:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether it says that there is no such object, or no such bucket."""
+    return _code(error) in (*_MISSING_CODES, "NoSuchBucket")
 
 
 def _told(error: ClientError, *, missing: str) -> Exception:

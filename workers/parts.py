@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mae_core.parts import StoredFile
+from mae_core.stores import StoredFile
 from workers.objects import ObjectStore
 
 

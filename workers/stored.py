@@ -12,9 +12,9 @@ from mae_core.config import RunSpec
 from mae_core.exports.formats import ExportFormat, ExportOutcome
 from mae_core.options import ModelConfig, NormalizeConfig, Strict
 from workers.contract import CONTRACT_VERSION
+from workers.names import DRIVER as DRIVER
 
 MANIFEST = "manifest.json"
-DRIVER = "driver"  # among the logs of an attempt: the others are named by their ranks
 
 
 class FileEntry(Strict):

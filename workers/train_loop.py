@@ -11,6 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from mae_core.checkpoint import saving_group
+from mae_core.data.remote import Remote
 from mae_core.errors import DivergedError
 from mae_core.loop import Progress
 from mae_core.run import Run
@@ -26,6 +27,7 @@ from workers.pace import Pace
 from workers.parts import S3Parts
 from workers.process_group import join
 from workers.reconstructions import ReconstructionUploads
+from workers.remote import listings_folder, remote_of
 from workers.reporter import Reporter, spools
 from workers.restoring import SHORT_PATIENCE_SECONDS, Restoring
 from workers.results import commit_result
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _FINAL_REPORT_SECONDS = 24 * 3600.0  # a finished run waits so long for a service that is away: it gives nobody its devices, either
 _REGROUP_SECONDS = 600.0  # for storage to take the last state; without it the others go on from the one before
+_READ_PATIENCE_SECONDS = 300.0  # for images in storage: then the run ends, and holds no devices while it waits
 _LOOK_SECONDS = 2.0  # while storage is waited for, whether anybody still wants it
 _FINAL_SAVE_SECONDS = 60.0
 _SAVE_TIMEOUT = timedelta(hours=1)  # for a worker that hangs while it writes to its disk
@@ -81,7 +84,7 @@ class Follower:
         self.scratch = stack.enter_context(scratch_folder(order.job, order.attempt, self.world.rank))
         self._group = saving_group(self.world, timeout=_SAVE_TIMEOUT)
         self._born = self.world.gather(time.time_ns() // 1_000_000)[0]
-        for kept in (local_states_folder(), spools()):
+        for kept in (local_states_folder(), spools(), listings_folder()):
             forget_untouched(kept)
         self.states = LocalStates(order.job, self.world.rank, born=self._born)
         group = saving_group(self.world, timeout=_UPLOAD_TIMEOUT)
@@ -89,6 +92,7 @@ class Follower:
         stack.callback(self.state_uploads.close, 0.0)  # after a failure: what is on disk will be uploaded by the next start
         self._restoring = Restoring(order, self.store, self.states, seat, self._group, self.scratch)
         self._stack = stack
+        self._remote: Remote = remote_of(self.store.patient(_READ_PATIENCE_SECONDS, gives_up=self.gives_up, delays=Delays()), order.job)
         self._saved_step: int | None = None  # of the newest save; the same on all workers
         self._encoder: Path | None = None  # where the one that the spec names was downloaded to
 
@@ -139,7 +143,7 @@ class Follower:
         """The run, taken up from the newest training state, and that state's prefix: the same one on all workers."""
         parts = S3Parts(self.store, result_prefix(self.order.prefix, self.order.spec.kind), self.scratch)
         spec = self.order.spec
-        run = open_run(spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts)
+        run = open_run(spec, world=self.world, encoder_folder=self._fetch_encoder(), parts=parts, remote=self._remote)
         taken_up = self._restoring.take_up(run, self.state_uploads, born=self._born) if run.resumes else None
         self.goes_on = run.resumes or spec.kind == "embed"  # whose parts are kept as they are done
         incarnation = self.world.gather(time.time_ns() // 1_000_000)[0]

@@ -46,9 +46,9 @@ class UnfitImage(UnreadableImage):
 
 @dataclass(frozen=True, eq=False)
 class JpegImage:
-    """An upright JPEG in colour, decoded when its pixels are asked for, and no more of it than that needs."""
+    """An upright JPEG in colour, decoded when its pixels are asked for, and no more of it than that needs. Errors call it `name`."""
 
-    path: Path
+    name: object
     header: JpegHeader
     data: bytes
 
@@ -73,7 +73,7 @@ class JpegImage:
 
     def by_pillow(self) -> Image.Image:
         """All of it, decoded by Pillow, whose word is the last on what can be read and on why not. Raises UnreadableImage."""
-        with _named(self.path):
+        with _named(self.name):
             return _read_by_pillow(BytesIO(self.data), 3)  # type: ignore[return-value]  # JPEGs in 3 channels are PIL images
 
 
@@ -81,33 +81,38 @@ Pixels = Image.Image | PixelArray | JpegImage
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Whatever goes wrong becomes an UnreadableImage that names the file."""
+def _named(name: object) -> Iterator[None]:
+    """Whatever goes wrong becomes an UnreadableImage that names the image."""
     try:
         yield
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"{path}: cannot identify the format of this image; is it one?") from error
+        raise UnreadableImage(f"{name}: cannot identify the format of this image; is it one?") from error
     except UnreadableImage as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     except Exception as error:  # a broken file makes decoders raise almost anything
-        raise UnreadableImage(f"{path}: {error or type(error).__name__}") from error
+        raise UnreadableImage(f"{name}: {error or type(error).__name__}") from error
 
 
 def read_image(path: Path, in_chans: int) -> Pixels:
+    """The image in a file, as `decode_image` gives it. Raises UnreadableImage."""
+    with _named(path), path.open("rb", buffering=0) as unbuffered:
+        data = unbuffered.read()
+    return decode_image(data, in_chans, name=path)
+
+
+def decode_image(data: bytes, in_chans: int, *, name: object) -> Pixels:
     """The image in `in_chans` channels, upright: a PIL image where it has 8 bits and 1 or 3 channels, else an array (H, W, C).
 
     A JPEG in colour is not decoded yet: damage inside of it is told when its pixels are asked for. Arrays are uint8, uint16 or float32:
     other types become float32 where it holds them exactly (float64: rounded). Between grey and colour, 8-bit images are converted as Pillow
     does; 16-bit and float ones only from grey to colour; an alpha channel is left out where the model has none. Arrays in `.npy` are
-    (H, W), (H, W, C) or (C, H, W).
+    (H, W), (H, W, C) or (C, H, W). `name` is what errors call the image: its str(), made only then.
 
     Raises UnfitImage where the channels or the type do not fit, UnreadableImage where the file cannot be decoded or has NaN or infinite
     pixels.
     """
-    with _named(path):
-        with path.open("rb", buffering=0) as unbuffered:
-            data = unbuffered.read()
-        if data.startswith(_JPEG) and in_chans == 3 and (jpeg := _open_jpeg(path, data)) is not None:
+    with _named(name):
+        if data.startswith(_JPEG) and in_chans == 3 and (jpeg := _open_jpeg(name, data)) is not None:
             return jpeg
         file = BytesIO(data)
         if data.startswith(_PNG) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
@@ -120,7 +125,7 @@ def read_image(path: Path, in_chans: int) -> Pixels:
         return _read_by_pillow(file, in_chans)
 
 
-def _open_jpeg(path: Path, data: bytes) -> JpegImage | None:
+def _open_jpeg(name: object, data: bytes) -> JpegImage | None:
     """None: it lies on its side, is too large to be meant, or is of a kind that Pillow alone knows, such as CMYK or half a file."""
     header = read_header(data)
     if header is None or (Image.MAX_IMAGE_PIXELS is not None and header.width * header.height > Image.MAX_IMAGE_PIXELS):
@@ -129,7 +134,7 @@ def _open_jpeg(path: Path, data: bytes) -> JpegImage | None:
         with Image.open(BytesIO(data)) as image:
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 return None
-    return JpegImage(path, header, data)
+    return JpegImage(name, header, data)
 
 
 def _read_by_pillow(file: BinaryIO, in_chans: int) -> Pixels:

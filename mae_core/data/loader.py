@@ -1,16 +1,15 @@
 """Batches in a deterministic order, read ahead by threads.
 
-The global batch of step s is the s-th slice of the epoch's permutation; accumulation and workers take consecutive parts of it. So the
-order of samples is a function of (seed, epoch) alone, and any step can be reached without replaying those before it.
+The global batch of step s is the s-th slice of the epoch's order (`mae_core.data.order`); accumulation and workers take consecutive parts
+of it. So the order of samples is a function of (seed, epoch) alone, and any step can be reached without replaying those before it.
 """
 
-import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +19,19 @@ from PIL import Image
 from torch import Tensor
 
 from mae_core.data.decode import UnreadableImage
+from mae_core.data.order import FullOrder, Order, WindowedOrder
+from mae_core.data.packed_source import PackedSource
 from mae_core.data.randaugment import numbers_per_augment, rand_augment
-from mae_core.data.source import ImageSource, printable
+from mae_core.data.skipped import SkippedImages
+from mae_core.data.source import ImageSource, StreamedSource
 from mae_core.data.transforms import NUMBERS_PER_CROP, ModelPixels, as_floats, centre_crop, random_resized_crop
-from mae_core.errors import SpecError
+from mae_core.errors import DataError, SpecError
 from mae_core.options import FinetuneTransformConfig, ModelConfig, RandAugmentConfig, TransformConfig
-from mae_core.randomness import Stream, permutation, uniform
+from mae_core.randomness import Stream, uniform
 from mae_core.world import World
 
 _BATCHES_AHEAD = 3
+_WANTED_AHEAD = 8  # batches that a streamed source is told of when images are measured
 _MAX_SUBSTITUTES = 100
 
 
@@ -52,50 +55,6 @@ class MicroBatch(NamedTuple):
     is_last: bool
 
 
-class SkippedImages:
-    """Unreadable images, each once, with the reason, and whether the run can go on. Threads add; the training loop takes what is new.
-
-    `known`: those that an earlier part of the run has told of already.
-    """
-
-    def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        self._lock = threading.Lock()
-        self._known = dict(known or {})
-        self._new: list[str] = []
-        self._fatal: str | None = None
-
-    def add(self, key: str, why: str) -> None:
-        key, why = printable(key), printable(why)
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = why
-                self._new.append(key)
-
-    def give_up(self, message: str) -> None:
-        """The run cannot go on. Said here and not raised: an error in one worker alone would leave the others waiting for it."""
-        with self._lock:
-            self._fatal = self._fatal or message
-
-    @property
-    def fatal(self) -> str | None:
-        """Why this worker's data cannot be used. Whoever exchanges it with the other workers raises DataError on all of them."""
-        return self._fatal
-
-    @property
-    def num_new(self) -> int:
-        return len(self._new)
-
-    def take_new(self) -> dict[str, str]:
-        with self._lock:
-            new, self._new = self._new, []
-            return {key: self._known[key] for key in new}
-
-    def known(self) -> dict[str, str]:
-        """All of them, new or not."""
-        with self._lock:
-            return dict(self._known)
-
-
 class _Read(NamedTuple):
     """One image at the model's size, and its index."""
 
@@ -112,7 +71,7 @@ class TrainLoader:
     """
 
     source: ImageSource
-    members: list[int]
+    members: Sequence[int]
     model: ModelConfig
     transform: TransformConfig
     seed: int
@@ -142,13 +101,15 @@ class TrainLoader:
     def from_step(self, start: int, end: int) -> Iterator[MicroBatch]:
         """Micro-batches of the optimiser steps `start` to `end` - 1."""
         parts = ((step, part) for step in range(start, end) for part in range(self.accumulation))
+        wanted = _Wanted(self, start, end)
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode") as pool:
             ahead: deque[tuple[int, bool, list[Future[list[_Read]]]]] = deque()
 
             def read_ahead() -> None:
                 for step, part in parts:
+                    wanted.reached(step, part)
                     epoch = step // self.steps_per_epoch
-                    chunks = self._samples(step, part).chunk(self.num_threads)
+                    chunks = self.samples(step, part).chunk(self.num_threads)
                     futures = [pool.submit(self._read, epoch, chunk) for chunk in chunks]
                     ahead.append((epoch, part == self.accumulation - 1, futures))
                     if len(ahead) >= _BATCHES_AHEAD:
@@ -169,14 +130,28 @@ class TrainLoader:
                     for future in futures:
                         future.cancel()
 
-    def _samples(self, step: int, part: int) -> Tensor:
+    @cached_property
+    def _order(self) -> Order:
+        if isinstance(self.source, PackedSource):
+            assert isinstance(self.members, range)
+            return WindowedOrder(self.source.starts, self.members, seed=self.seed)
+        return FullOrder(self.members, seed=self.seed)
+
+    def samples(self, step: int, part: int) -> Tensor:
         """Indices into the source of this worker's part of one micro-batch."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = _order(len(self.members), self.seed, epoch)
+        epoch, first = self._place(step, part)
         micro = self.batch_size // self.accumulation
         mine = micro // self.world.size
-        first = place * self.batch_size + part * micro + self.world.rank * mine
-        return torch.tensor([self.members[position] for position in order[first : first + mine].tolist()])
+        return self._order.samples(epoch, first, first + micro)[self.world.rank * mine :][:mine]
+
+    def block(self, step: int, part: int) -> int:
+        """Which stretch of the order a micro-batch begins in."""
+        return self._order.block(*self._place(step, part))
+
+    def _place(self, step: int, part: int) -> tuple[int, int]:
+        """The epoch of a micro-batch, and the position in it of its first image, over all workers."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return epoch, place * self.batch_size + part * (self.batch_size // self.accumulation)
 
     @property
     def _rand_augment(self) -> RandAugmentConfig | None:
@@ -203,6 +178,10 @@ class TrainLoader:
             except UnreadableImage as error:
                 self.skipped.add(self.source.keys[candidate], str(error))
                 why = str(error)
+            except DataError as error:  # not of this image alone: a shard is missing or damaged
+                self.skipped.give_up(str(error))
+                tries = 0
+                break
         if tries:
             self.skipped.give_up(
                 f"data: {tries} images in a row cannot be read, the first one {self.source.keys[sample]}; remove or mend them. "
@@ -223,9 +202,22 @@ class TrainLoader:
         return image._replace(pixels_HWC=augmented.reshape(pixels.shape))
 
 
-@lru_cache(maxsize=2)
-def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
-    return permutation(num_samples, seed=seed, epoch=epoch)
+class _Wanted:
+    """Tells a streamed source which images come next: those of the stretch of the order that is being read, and of the one behind it."""
+
+    def __init__(self, loader: TrainLoader, start: int, end: int) -> None:
+        self._loader = loader
+        is_streamed = isinstance(loader.source, StreamedSource)
+        self._parts = ((step, part) for step in range(start, end if is_streamed else start) for part in range(loader.accumulation))
+        self._next = next(self._parts, None)
+
+    def reached(self, step: int, part: int) -> None:
+        """A micro-batch will be read now."""
+        source = self._loader.source
+        while self._next is not None and self._loader.block(*self._next) <= self._loader.block(step, part) + 1:
+            assert isinstance(source, StreamedSource)
+            source.want(self._loader.samples(*self._next).tolist())
+            self._next = next(self._parts, None)
 
 
 def _batch(source: ImageSource, images: list[_Read]) -> Batch:
@@ -243,7 +235,7 @@ def stacked(pixels: list[ModelPixels]) -> Tensor:
 
 
 def measured_batches(
-    source: ImageSource, members: list[int], *, size: tuple[int, int], batch_size: int, num_threads: int, skipped: SkippedImages
+    source: ImageSource, members: Sequence[int], *, size: tuple[int, int], batch_size: int, num_threads: int, skipped: SkippedImages
 ) -> Generator[Batch | None]:
     """All images of `members` once, in order, centre-cropped, the next batch being decoded while one is used.
 
@@ -261,9 +253,14 @@ def measured_batches(
         images = [image for image in reads if image is not None]
         return _batch(source, images) if images else None
 
+    def next_ones(first: int) -> Sequence[int]:
+        if isinstance(source, StreamedSource):
+            source.want(members[first : first + _WANTED_AHEAD * batch_size])
+        return members[first : first + batch_size]
+
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     try:
-        begun = (pool.map(read, members[first : first + batch_size]) for first in range(0, len(members), batch_size))
+        begun = (pool.map(read, next_ones(first)) for first in range(0, len(members), batch_size))
         ahead = next(begun, None)
         while ahead is not None:
             batch = batch_of(ahead)

@@ -1,28 +1,30 @@
-"""Where images come from: a folder, or the handwritten digits of scikit-learn. Samples are known by their place in a sorted list."""
+"""Where images come from: a folder, packed shards, object storage, or the handwritten digits of scikit-learn.
+
+Samples are known by their place in a sorted list.
+"""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mae_core.data.decode import Pixels, UnfitImage, UnreadableImage, read_image
+from mae_core.data.listing import find_files
+from mae_core.data.names import key_hash, labels_of, printable
+from mae_core.data.packed_source import LocalFiles, PackedSource
+from mae_core.data.remote import Remote, open_remote
 from mae_core.errors import DataError
 from mae_core.options import DIGITS, IMAGE_SUFFIXES, DataConfig
+from mae_core.packed import INDEX, is_packed, is_remote
 from mae_core.world import World
 
 _FIRST_IMAGES = 10
-
-
-def printable(name: str) -> str:
-    """The name of a file as text that any program takes: Python keeps bytes of a name that are no UTF-8 as lone surrogates."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 class ImageSource(Protocol):
@@ -40,6 +42,15 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamedSource(ImageSource, Protocol):
+    """Images that are fetched from elsewhere, and kept here for a while."""
+
+    def want(self, samples: Sequence[int]) -> None:
+        """These will be read soon, in this order. Returns at once."""
+        ...
+
+
 class FolderSource:
     """Every image below a folder, in sorted order. The first-level folders are the classes, where there are any."""
 
@@ -47,10 +58,7 @@ class FolderSource:
         self._folder = folder
         self._in_chans = in_chans
         self.keys = _find_images(folder)
-        tops = [key.partition("/")[0] if "/" in key else None for key in self.keys]
-        self.classes: list[str] = [] if None in tops else sorted({top for top in tops if top is not None})
-        places = {name: place for place, name in enumerate(self.classes)}
-        self.labels = [places[top] for top in tops if top is not None] if self.classes else []
+        self.classes, self.labels = labels_of(self.keys)
 
     def read(self, index: int) -> Pixels:
         return read_image(self._folder / self.keys[index], self._in_chans)
@@ -72,15 +80,26 @@ class DigitsSource:
         return Image.fromarray(self._images[index])
 
 
-def open_source(place: str, *, in_chans: int) -> ImageSource:
-    """The images at `place`. Raises DataError where there are none, and where the first one has other channels than the model."""
+def open_source(place: str, *, in_chans: int, remote: Remote | None = None) -> ImageSource:
+    """The images at `place`, in object storage by `remote`.
+
+    Raises DataError where there are none, and where the first one has other channels than the model.
+    """
     if place == DIGITS:
         if in_chans != 1:
             raise DataError(f"data: the digits have 1 channel, but model.in_chans is {in_chans}")
         return DigitsSource()
-    source = FolderSource(Path(place), in_chans)
+    source = open_remote(place, remote, in_chans=in_chans) if is_remote(place) else _open_folder(Path(place), in_chans)
     _check_first_image(source)
     return source
+
+
+def _open_folder(folder: Path, in_chans: int) -> ImageSource:
+    try:
+        content = (folder / INDEX).read_bytes()
+    except OSError:
+        content = b""
+    return PackedSource(content, LocalFiles(folder), in_chans=in_chans) if is_packed(content) else FolderSource(folder, in_chans)
 
 
 def _check_first_image(source: ImageSource) -> None:
@@ -109,7 +128,9 @@ def check_same_images(sources: Sequence[ImageSource], world: World) -> None:
 
 
 def digest(source: ImageSource) -> str:
-    """Of the names of its images and classes, in order."""
+    """Of the names of its images and classes, in order; of packed ones, of all their bytes."""
+    if isinstance(source, PackedSource):
+        return source.digest
     names = "\0".join([*source.keys, "", *source.classes])
     return hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
@@ -131,46 +152,35 @@ def check_units(source: ImageSource, data: DataConfig) -> None:
 
 def _find_images(folder: Path) -> list[str]:
     """Paths of all images below `folder`, relative to it, sorted."""
-    if not folder.is_dir():
-        raise DataError(f"data: the folder {folder} does not exist on this worker; check data.source, and that every machine has it")
-
-    def fail(error: OSError) -> None:
-        raise DataError(
-            f"data: the folder {error.filename} cannot be read on this worker ({error.strerror}); mend its permissions"
-        ) from error
-
-    found = []
-    for place, _, names in os.walk(folder, onerror=fail):
-        inside = os.path.relpath(place, folder)
-        prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    if not found:
+    found = find_files(folder, " on this worker; check data.source, and that every machine has it")
+    images = sorted(name for name in found if name.lower().endswith(IMAGE_SUFFIXES))
+    if not images:
         raise DataError(f"data: no images below {folder} (looked for {', '.join(IMAGE_SUFFIXES)}; links to folders are not followed)")
-    return sorted(found)
+    return images
 
 
-def split(source: ImageSource, fraction: float) -> tuple[list[int], list[int]]:
+def split(source: ImageSource, fraction: float) -> tuple[Sequence[int], Sequence[int]]:
     """Indices of the training and the held-back images. An image's key alone decides, so that it is the same in every job."""
+    if isinstance(source, PackedSource):
+        return source.split(fraction)
     train: list[int] = []
     held_back: list[int] = []
     for index, key in enumerate(source.keys):
-        share = int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "big") / 2**64
-        (held_back if share < fraction else train).append(index)
+        (held_back if key_hash(key) / 2**64 < fraction else train).append(index)
     return train, held_back
 
 
 class LabelledData:
     """Training and validation images with labels. Raises DataError where labels are missing or the classes of the two differ."""
 
-    def __init__(self, data: DataConfig, *, in_chans: int) -> None:
-        self.train_source = open_source(data.source, in_chans=in_chans)
+    def __init__(self, data: DataConfig, *, in_chans: int, remote: Remote | None = None) -> None:
+        self.train_source = open_source(data.source, in_chans=in_chans, remote=remote)
         if data.validation is None:
             self.validation_source = self.train_source
             self.train, self.validation = split(self.train_source, data.validation_fraction)
         else:
-            self.validation_source = open_source(data.validation, in_chans=in_chans)
-            self.train = list(range(len(self.train_source.keys)))
-            self.validation = list(range(len(self.validation_source.keys)))
+            self.validation_source = open_source(data.validation, in_chans=in_chans, remote=remote)
+            self.train, self.validation = range(len(self.train_source.keys)), range(len(self.validation_source.keys))
         self.classes = self.train_source.classes
         if len(self.classes) < 2:
             raise DataError(f"data.source {data.source} has no labels: put the images of each class into a folder of its name")

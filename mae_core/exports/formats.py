@@ -4,18 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from mae_core.exports.names import FOLDERS as FOLDERS
+from mae_core.exports.names import ExportFormat as ExportFormat
 from mae_core.options import DecoderConfig, MaskingConfig, ModelConfig, Strict
-
-ExportFormat = Literal["timm", "hf", "hf-mae", "torch", "onnx", "torch-export"]
-
-FOLDERS: dict[ExportFormat, str] = {
-    "timm": "",  # the result's own folder, from which this project loads it, too
-    "hf": "hf/",
-    "hf-mae": "hf-mae/",
-    "torch": "torch/",
-    "onnx": "onnx/",
-    "torch-export": "torch_export/",
-}
 
 
 class ExportConfig(Strict):

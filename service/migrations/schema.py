@@ -1,6 +1,5 @@
-"""The database's schema: bring it up to date, or make sure that it is. Runs from the installed package, with no alembic.ini."""
+"""The database's schema: which it is, and how it is brought up to date. Runs from the installed package, with no alembic.ini."""
 
-import sys
 from pathlib import Path
 
 from alembic import command
@@ -38,12 +37,6 @@ def current_revision(database: Database) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def require_head(database: Database) -> None:
-    """Exit 2, saying how to upgrade, unless the schema is this version's."""
-    found = current_revision(database)
-    if found != head_revision():
-        sys.stderr.write(
-            f"The database's schema is {found or 'empty'}, this version needs {head_revision()}. "
-            "Upgrade it with: python -m service.migrations\n"
-        )
-        raise SystemExit(2)
+def is_known(revision: str) -> bool:
+    """Whether it is of this version, or of one before."""
+    return revision in {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}

@@ -14,9 +14,11 @@ _DESCRIPTIONS = {
     403: "The token is not good for this",
     404: "There is no such thing",
     406: "It is a stream alone: `Accept: text/event-stream`",
+    408: "The body did not come in a minute",
     409: "It is not in a state that allows this",
     412: "It was changed meanwhile",
     413: "The body is too large",
+    415: "The body has a Content-Encoding",
     422: "The request is not valid; `errors` names the fields",
     428: "`If-Match` is needed",
     429: "More often than this token may ask; try again after `Retry-After` seconds",
@@ -35,7 +37,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: answer | ({"headers": _RETRY_AFTER} if status in (429, 503) else {}) for status, answer in told.items()}
 
 
-PROBLEMS = problems(400, 401, 403, 404, 413, 422, 429, 503)
+PROBLEMS = problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 503)
 
 
 def answer(view: BaseModel, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:

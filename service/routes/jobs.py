@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
-from pydantic import AwareDatetime
 
 from mae_core.config import RunSpec
 from service import changes, deletion, etags, jobs, listing
@@ -16,7 +15,7 @@ from service.projects import DEFAULT_PROJECT, ProjectName
 from service.routes.answers import NOT_MODIFIED, PROBLEMS, IfNoneMatch, answer, problems, unchanged
 from service.routes.state import DatabaseDep, SettingsDep, StorageDep
 from service.views import DeletionView, JobPage, JobSummary, JobView
-from workers.contract import JobStatus
+from workers.contract import JobStatus, Time
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEMS)
 MAX_LIMIT = 200
@@ -58,8 +57,10 @@ def list_jobs(
     kind: Literal["pretrain", "probe", "finetune", "evaluate", "embed"] | None = None,
     label: Annotated[list[Label] | None, Query(description="`key:value`, or `key` alone; of several all", max_length=MAX_LABELS)] = None,
     text: Annotated[str | None, Query(description="beginnings of words of name or id, all of them", min_length=1, max_length=200)] = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: Time | None = None,
+    created_before: Time | None = None,
+    finished_after: Annotated[Time | None, Query(description="of those that have ended")] = None,
+    finished_before: Time | None = None,
     fields: Annotated[str | None, Query(description="of each job only these, comma-separated", max_length=1000)] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=200)] = None,
@@ -78,6 +79,8 @@ def list_jobs(
         text=text,
         created_after=created_after,
         created_before=created_before,
+        finished_after=finished_after,
+        finished_before=finished_before,
     )
     with database.read() as session:
         page = listing.list_jobs(session, filters, columns=wanted, limit=limit, cursor=cursor)

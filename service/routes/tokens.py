@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service import tokens
 from service.db import utc_now
@@ -13,6 +13,7 @@ from service.routes.answers import PROBLEMS, answer
 from service.routes.state import DatabaseDep
 from service.tokens import Role
 from service.views import NewTokenView, TokenList, TokenView
+from workers.contract import Time
 
 router = APIRouter(prefix="/tokens", tags=["tokens"], responses=PROBLEMS)
 
@@ -25,7 +26,7 @@ class NewToken(BaseModel):
     name: str = Field(min_length=1, max_length=200, description="whose it is, or what for")
     role: Role
     project: Annotated[ProjectName | None, Field(description="`default` where it is left out; an admin's is good for all")] = None
-    expires_at: AwareDatetime | None = None
+    expires_at: Time | None = None
 
 
 @router.post("", response_model=NewTokenView, status_code=201)

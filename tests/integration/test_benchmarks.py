@@ -1,5 +1,6 @@
 """Every benchmark runs at its smallest size, and says what it should."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,21 +17,25 @@ from benchmarks import (
     images,
     ingest,
     list_jobs,
+    packed,
     reattach,
     recover,
+    resume_at,
     series,
     start_up,
+    stream,
     submit,
     told,
     train_step,
     watchers,
 )
 from mae_core.options import ARCH_SIZES, ModelConfig
-from service.local import Seaweedfs
+from service.local import Seaweedfs, storage_environment
 from tests.conftest import LiveService
 from tests.stand_in.stage import Stage, stage
 from tests.unit.core_fixtures import SHALLOW
 from workers.contract import StorageRef
+from workers.remote import CACHE_FOLDER_VARIABLE
 
 
 def test_cifar10(live_service: LiveService, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +192,32 @@ def test_submit(on_stand_in: Stage) -> None:
     line = submit.measure(on_stand_in, seconds=0.1, rates=[60])
     assert (line["num_jobs"], line["database"], list(line["p95_per_rate"])) == (5, on_stand_in.database, [60])
     assert 0 < line["p50"] <= line["value"]
+
+
+def test_packed(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "DATA", data_dir)
+    (tmp_path / "photographs").mkdir()
+    images.unpacked(tmp_path / "photographs", num_images=3)
+    line = packed.measure(tmp_path / "photographs", tmp_path / "packed", resize=256, num_rounds=1)
+    assert line["num_images"] == 3
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert 0 < line["differences"]["mean"] <= line["differences"]["worst"] < 20
+    assert line["bytes_per_image"] < line["bytes_per_photograph"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # WebDataset leaves pipes open
+def test_stream(seaweedfs: Seaweedfs, bucket: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "DATA", data_dir)
+    for name in (*storage_environment(seaweedfs), CACHE_FOLDER_VARIABLE):
+        monkeypatch.setenv(name, "set by the benchmark")
+    line = stream.measure(tmp_path / "data", seaweedfs, bucket, num_photographs=4, copies=1, threads=1, num_rounds=1)
+    assert (line["num_images"], line["num_shards"]) == (4, 1)
+    assert line["ratio"] == line["ours"] / line["peer"]
+    assert min(line[name] for name in ("ours", "warm", "local", "peer")) > 0
+    gc.collect()
+
+
+def test_resume_at(tmp_path: Path) -> None:
+    line = resume_at.measure(tmp_path / "index", 10_000, peer_up_to=10_000)
+    assert line["samples"] == 100 * 4096
+    assert line["ratio"] == line["peer"] / line["ours"]

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mae_core.config import RUN_SPEC
-from mae_core.parts import FolderParts
 from mae_core.runs import open_run
+from mae_core.stores import FolderParts
 from mae_core.world import World
 from service.cli import app
 from service.up import BUCKET

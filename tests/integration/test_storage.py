@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from service.errors import StorageUnreachable
+from service.errors import StorageRefuses, StorageUnreachable
 from service.local import REGION, Seaweedfs
 from service.processes import free_ports
+from service.startup import require_rights
 from service.storage import PAGE, ObjectNotFound, S3Storage, Storage, StoredObject, Upload, UploadsPage
 from tests.unit.fake_storage import FakeStorage
 
@@ -135,11 +136,26 @@ def test_a_missing_bucket_and_a_missing_server(seaweedfs: Seaweedfs) -> None:
             call()
 
 
-def test_wrong_and_missing_credentials(seaweedfs: Seaweedfs, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("credentials")
+def test_what_a_process_makes_sure_of(seaweedfs: Seaweedfs, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    require_rights(real(seaweedfs.endpoint, bucket))
+    assert real(seaweedfs.endpoint, bucket).list("") == []
+    with pytest.raises(SystemExit):
+        require_rights(real(seaweedfs.endpoint, "not-made"))
+    assert "there is no bucket 'not-made'" in capsys.readouterr().err
+
+
+def test_wrong_and_missing_credentials(
+    seaweedfs: Seaweedfs, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageUnreachable, match="refuses us"):
+    with pytest.raises(StorageRefuses, match="refuses us"):
         real(seaweedfs.endpoint, bucket).read_text("x")
+    with pytest.raises(SystemExit) as exit_:
+        require_rights(real(seaweedfs.endpoint, bucket))
+    assert exit_.value.code == 2
+    assert f"we may not write in the bucket '{bucket}'" in capsys.readouterr().err
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -53,6 +53,7 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
         "ray_token": "ray",
         "s3_endpoint": "http://127.0.0.1:9000",
         "s3_bucket": "maestro",
+        "rate_limit": 10_000,  # tests ask faster than people
     }
     return Settings.model_validate(values | changes)
 

@@ -1,5 +1,7 @@
 """What no sane client sends is answered by a clear 4xx, on both databases, and nothing is changed by it."""
 
+import base64
+import gzip
 import json
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +32,7 @@ ROUTES = [
     *(("GET", ""), ("HEAD", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/retry"), ("POST", "/cancel"), ("POST", "/pause")),
     *(("POST", "/resume"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/logs"), ("GET", "/artifacts"), ("GET", "/artifacts/x")),
 ]
+AS_JSON = {"Content-Type": "application/json"}
 
 
 def test_hostile_ids(client: TestClient, service: Service) -> None:
@@ -135,3 +138,78 @@ def test_odd_idempotency_keys(client: TestClient, key: str) -> None:
     assert answer.status_code in (201, 422), answer.text
     again = client.post("/v1/jobs", json=PRETRAIN, headers={"Idempotency-Key": key.encode("latin-1")})
     assert again.status_code == {201: 200, 422: 422}[answer.status_code]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "kind"),
+    [
+        (gzip.compress(json.dumps(PRETRAIN).encode()), "gzip", 415, "unsupported-media-type"),
+        (gzip.compress(b" " * 10**8), "gzip", 415, "unsupported-media-type"),  # a bomb: 100 MB of 100 kB
+        (json.dumps(PRETRAIN).encode(), "br", 415, "unsupported-media-type"),
+        (gzip.compress(json.dumps(PRETRAIN).encode()), None, 400, "bad-request"),
+        (json.dumps(PRETRAIN).encode("latin-1") + b"\xe4", None, 400, "bad-request"),
+    ],
+)
+def test_bodies_in_other_clothes(client: TestClient, body: bytes, encoding: str | None, status: int, kind: str) -> None:
+    headers = {"Content-Type": "application/json"} | ({} if encoding is None else {"Content-Encoding": encoding})
+    answer = client.post("/v1/jobs", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:maestro:{kind}"), answer.text
+    assert answer.json()["detail"].startswith("POST /v1/jobs: ")
+    assert client.get("/v1/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_json_in_any_unicode_is_read_as_it_was_meant(client: TestClient, encoding: str) -> None:
+    body = json.dumps(PRETRAIN | {"name": "Zellen ü"}, ensure_ascii=False).encode(encoding)
+    answer = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["name"]) == (201, "Zellen ü")
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""]
+)
+def test_bodies_of_other_kinds(client: TestClient, kind: str) -> None:
+    answer = client.post("/v1/jobs", content=json.dumps(PRETRAIN), headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:maestro:invalid-request")
+
+
+def test_of_a_field_that_is_there_twice_the_last_counts(client: TestClient) -> None:
+    body = json.dumps(PRETRAIN)[:-1] + ', "name": "second", "seed": 1, "seed": 2}'
+    answer = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["name"], answer.json()["spec"]["seed"]) == (201, "second", 2)
+
+
+def test_cursors_that_no_page_of_ours_gave(client: TestClient, service: Service) -> None:
+    ids = [service.submit() for _ in range(3)]
+    cursor = client.get("/v1/jobs", params={"limit": 1}).json()["next_cursor"]
+    raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    forged = [
+        base64.urlsafe_b64encode(each).decode().rstrip("=") for each in (raw[:-30] + b"'; --", raw + b"|x", raw.replace(b"|", b"|-", 1))
+    ]
+    for bad in (*forged, cursor[:10], cursor[1:], cursor * 3, cursor + "A" * 10_000, "0", "=" * 9, "💥", "null"):
+        answer = client.get("/v1/jobs", params={"cursor": bad})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "cursor"), bad
+        assert len(answer.content) < 1000
+    page = client.get(
+        "/v1/jobs", params={"cursor": cursor, "kind": "pretrain", "text": "digits"}
+    )  # of another listing: a place all the same
+    assert [job["id"] for job in page.json()["jobs"]] == ids[1::-1]
+
+
+def test_thousands_of_query_parameters(client: TestClient, service: Service) -> None:
+    job_id = service.submit()
+    many = "&".join(f"x{number}=1" for number in range(5_000))
+    assert [job["id"] for job in client.get(f"/v1/jobs?{many}").json()["jobs"]] == [job_id]
+    answer = client.get("/v1/jobs?" + "&".join(["label=a"] * 5_000))
+    assert (answer.status_code, len(answer.content) < 1000) == (422, True)
+
+
+def test_numbers_that_no_column_holds(client: TestClient, service: Service) -> None:
+    job_id = service.start()
+    for query in ("events?after=%d", "metrics?from_step=%d", "metrics?to_step=%d", "logs?offset=%d", "logs?attempt=%d", "events?limit=%d"):
+        for number in (2**63, -1, 10**400):
+            answer = client.get(f"/v1/jobs/{job_id}/{query % number}")
+            assert (answer.status_code, answer.json()["type"]) == (422, "urn:maestro:invalid-request"), (query, number)
+    for priority in (2**31, -(2**31) - 1, 2**63, 10**400, 1.5, "1e3", [], None):
+        answer = client.patch(f"/v1/jobs/{job_id}", content=json.dumps({"priority": priority}), headers={"If-Match": "*", **AS_JSON})
+        assert answer.status_code == 422, priority

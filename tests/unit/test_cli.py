@@ -105,12 +105,12 @@ def test_a_wrong_spec_is_not_submitted(server: ScriptedServer, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("server")
-def test_watching_a_job_that_failed_exits_1_with_the_reason(service: Service, tmp_path: Path) -> None:
+def test_watching_a_job_that_failed_exits_5_with_the_reason(service: Service, tmp_path: Path) -> None:
     service.job = FAILED
     (tmp_path / "spec.yaml").write_text(SPEC)
     for arguments in (["watch", "j1"], ["submit", "spec.yaml", "--watch"]):
         code, _, err = maestro(*arguments)
-        assert code == 1
+        assert code == 5
         assert "data_error; no images in /x; The data cannot be used." in err
 
 
@@ -166,7 +166,7 @@ def test_an_admin_chooses_a_project(server: ScriptedServer, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("server")
 def test_what_the_service_refuses_is_one_line() -> None:
-    assert maestro("show", "j2") == (1, "", "error: There is no such job.\n")
+    assert maestro("show", "j2") == (4, "", "error: There is no such job.\n")
     code, _, err = maestro("fetch", "j1")
     assert (code, err) == (1, "error: job j1 has no committed result (it is running)\n")
 

@@ -12,7 +12,9 @@ import pytest
 from mae_core.config import PretrainSpec
 from mae_core.exports.formats import ExportOutcome
 from mae_core.options import ModelConfig
-from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable, parse_stream, safe_path
+from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable
+from service.client_downloads import safe_path
+from service.client_streams import parse_stream
 from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
 from workers.stored import EncoderManifest, FileEntry
 

@@ -71,7 +71,7 @@ def test_the_order(service: Service) -> None:
     assert order.spec.model_dump(mode="json") == service.job(job_id).spec
     assert (order.storage.endpoint, order.storage.bucket) == ("http://127.0.0.1:9000", "maestro")
     assert submission.entrypoint == "python -m workers.main"
-    assert submission.metadata == {"job": job_id, "attempt": "1", "deployment": deployment_of(service.settings)}
+    assert submission.metadata == {"job": job_id, "attempt": "1", "deployment": deployment_of(service.settings.secret_keys[0])}
     assert set(submission.env_vars) == {ORDER_VARIABLE, "RAY_JOB_STOP_WAIT_TIME_S", *KEEPS_MEMORY}
     assert secret not in json.dumps(submission.env_vars)
 
@@ -124,6 +124,17 @@ def test_more_than_the_cluster_has_waits_and_says_so(service: Service) -> None:
     job_id = service.submit(**wants(4))
     service.tick()
     assert "more than the whole cluster has (2.0)" in (service.job(job_id).detail or "")
+
+
+def test_what_an_autoscaler_would_add_counts(service: Service) -> None:
+    """It adds machines for runs that ask Ray for them: whoever waits for the machines waits for ever."""
+    service.settings = service.settings.model_copy(update={"autoscaled_cpus": 6.0})
+    service.dispatcher = service.new_dispatcher()
+    service.ray.cluster = ClusterResources(0, 0)
+    ids = [service.submit(**wants(num_cpus)) for num_cpus in (4, 4, 8)]
+    service.tick()
+    assert [service.job(job_id).status for job_id in ids] == [JobStatus.STARTING, JobStatus.QUEUED, JobStatus.QUEUED]
+    assert "more than the whole cluster has (6.0)" in (service.job(ids[2]).detail or "")
 
 
 def test_jobs_of_one_round_do_not_believe_in_the_same_cpus(service: Service) -> None:

@@ -20,7 +20,8 @@ from mae_core.errors import DataError, EncoderError
 from mae_core.export import write_encoder
 from mae_core.loop import Progress
 from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
-from mae_core.parts import FolderParts, Layout
+from mae_core.parts import Layout
+from mae_core.stores import FolderParts
 from mae_core.vit import Encoder, initialise
 from mae_core.world import World
 from tests.torchvision_ops import import_torchvision

@@ -14,7 +14,7 @@ from torch import nn
 from mae_core import knn, rounds
 from mae_core.classifier import Classifier
 from mae_core.config import EvaluateSpec
-from mae_core.data.loader import SkippedImages
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData
 from mae_core.errors import DataError, EncoderError, SpecError
 from mae_core.evaluate import EvaluateRun, accuracy

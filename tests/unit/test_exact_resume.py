@@ -14,8 +14,12 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from mae_core.data.listing import FolderImages, list_images
+from mae_core.data.order import WINDOW_SHARDS
+from mae_core.data.pack import Packing, pack
 from mae_core.loop import Progress
 from mae_core.run import Run, TrainedRun
+from mae_core.stores import FolderParts
 from mae_core.world import World
 from tests.unit.core_fixtures import finetune_spec, image_folder, pretrain_spec
 from tests.unit.folder_store import FolderStore, away
@@ -28,7 +32,7 @@ from workers.signals import Signals
 from workers.train_loop import Follower, Stop
 
 NUM_STEPS = 48  # 12 epochs of 4 steps: 48 images, 12 in each
-KILLS = 4  # of each of the 6 ways to train
+KILLS = 4  # of each of the 7 ways to train
 MOST_STEPS = (NUM_STEPS - 1) // KILLS  # between two kills: none comes after the end
 Tell = Callable[[Any], None]
 Json = dict[str, Any]
@@ -94,7 +98,14 @@ def train(world: World, tell: Tell, folder: Path, changes: Json, stop_after: int
 
 
 def spec_of_run(
-    folder: Path, num_workers: int, *, kind: str = "pretrain", every_steps: int = 2, accumulation: int = 1, **changes: Any
+    folder: Path,
+    num_workers: int,
+    *,
+    kind: str = "pretrain",
+    source: str = "images",
+    every_steps: int = 2,
+    accumulation: int = 1,
+    **changes: Any,
 ) -> Any:
     sections: Json = {
         "optim": {"epochs": NUM_STEPS // 4, "batch_size": 12, "base_lr": 1e-3, "warmup_epochs": 1, "accumulation": accumulation},
@@ -104,7 +115,7 @@ def spec_of_run(
     if kind == "finetune":
         data = {"validation": str(folder / "images"), "validation_fraction": 0.0}
         return finetune_spec(folder / "images", data=data, **sections, **changes)
-    return pretrain_spec(folder / "images", evaluation={"every_epochs": 2}, **sections, **changes)
+    return pretrain_spec(folder / source, evaluation={"every_epochs": 2}, **sections, **changes)
 
 
 class Outcome:
@@ -143,7 +154,10 @@ def run_to_end(folder: Path, size: int, changes: Json, *, stop_after: int = NUM_
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    image_folder(folder / "images", per_class=24)
+    images = FolderImages(image_folder(folder / "images", per_class=24))
+    how = Packing(shard_bytes=6_000)  # two windows of shards
+    index = pack(images, list_images(images, None), FolderParts(folder / "packed"), how, num_processes=1, tell=lambda _: None)
+    assert len(index.shards) > WINDOW_SHARDS
     return folder
 
 
@@ -154,6 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (1, {"name": "one-accumulated", "accumulation": 2, "kind": "finetune"}),
         (2, {"name": "two"}),
         (2, {"name": "two-accumulated", "accumulation": 2}),
+        (2, {"name": "two-packed", "source": "packed", "accumulation": 2}),
         (2, {"name": "two-sharded", "parallel": {"strategy": "fsdp"}}),
         (2, {"name": "two-sharded-accumulated", "accumulation": 2, "parallel": {"strategy": "fsdp"}}),
     ],
@@ -207,12 +222,20 @@ def test_killed_while_storage_is_away_it_goes_on_from_the_disk_bit_for_bit(folde
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [((2, "ddp"), (1, "ddp")), ((2, "ddp"), (4, "ddp")), ((1, "ddp"), (3, "ddp")), ((2, "fsdp"), (2, "ddp")), ((2, "ddp"), (3, "fsdp"))],
+    ("before", "after", "source"),
+    [
+        ((2, "ddp"), (1, "ddp"), "images"),
+        ((2, "ddp"), (4, "ddp"), "images"),
+        ((1, "ddp"), (3, "ddp"), "packed"),
+        ((2, "fsdp"), (2, "ddp"), "images"),
+        ((2, "ddp"), (3, "fsdp"), "images"),
+    ],
 )
-def test_another_number_of_workers_goes_on_with_the_same_images(folder: Path, before: tuple[int, str], after: tuple[int, str]) -> None:
+def test_another_number_of_workers_goes_on_with_the_same_images(
+    folder: Path, before: tuple[int, str], after: tuple[int, str], source: str
+) -> None:
     def changes(strategy: str, *, name: str) -> Json:
-        return {"name": name, "parallel": {"strategy": strategy}, "every_steps": 5}
+        return {"name": name, "source": source, "parallel": {"strategy": strategy}, "every_steps": 5}
 
     undisturbed = run_to_end(folder, before[0], changes(before[1], name=f"undisturbed-{before}-{after}"))
     first = run_to_end(folder, before[0], changes(before[1], name=f"{before}-{after}"), stop_after=6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mae_core import rounds
-from mae_core.data.loader import SkippedImages
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.transforms import centre_crop, normalise
 from mae_core.errors import DataError, EncoderError
 from mae_core.features import Features, encode_features

@@ -82,6 +82,27 @@ def test_times_of_submission(client: TestClient, service: Service) -> None:
         assert refused(client, created_after=text)["field"] == "created_after"
 
 
+def test_times_at_which_they_ended(client: TestClient, service: Service) -> None:
+    jobs = fill(service.database, 5, seed=1)
+    assert all(job["finished_at"] for job in jobs)
+    service.submit()
+    ids = [job["id"] for job in reversed(jobs)]
+    after, before = FIRST + 2 * APART, FIRST + 5 * APART
+    assert listed(client, finished_after=after.isoformat()) == ids[:3]
+    assert listed(client, finished_before=before.isoformat()) == ids[1:]
+    assert listed(client, finished_after=after.isoformat(), finished_before=before.isoformat()) == ids[1:3]
+    assert listed(client, finished_before="9999-12-31T23:59:59Z") == ids
+    assert listed(client, finished_before=before.isoformat(), created_before=(FIRST + APART).isoformat()) == ids[-1:]
+    assert refused(client, finished_after="2026-01-01")["field"] == "finished_after"
+
+
+def test_what_ended_before_it_was_submitted_by_another_clock_is_found(client: TestClient, service: Service) -> None:
+    [job] = fill(service.database, 1, seed=1)
+    with service.database.write() as session:
+        session.execute(update(JobRow).values(finished_at=FIRST - timedelta(hours=1)))
+    assert listed(client, finished_before=FIRST.isoformat()) == [job["id"]]
+
+
 def test_only_the_fields_asked_for(client: TestClient, service: Service) -> None:
     job_id = service.start(labels={"a": "b"})
     with service.database.write() as session:
@@ -156,6 +177,8 @@ def fits(job: dict[str, Any], filters: Filters) -> bool:
         and all(any(own.startswith(word) for own in job["words"].split()) for word in (filters.text or "").split())
         and (filters.created_after is None or job["created_at"] > filters.created_after)
         and (filters.created_before is None or job["created_at"] < filters.created_before)
+        and (filters.finished_after is None or (job["finished_at"] is not None and job["finished_at"] > filters.finished_after))
+        and (filters.finished_before is None or (job["finished_at"] is not None and job["finished_at"] < filters.finished_before))
     )
 
 
@@ -171,6 +194,8 @@ def random_filters(chance: random.Random) -> Filters:
         text=maybe("cel", "vit run1", "run17", "glass", "none"),
         created_after=maybe(FIRST + 100 * APART),
         created_before=maybe(FIRST + 300 * APART),
+        finished_after=maybe(FIRST + 150 * APART),
+        finished_before=maybe(FIRST + 160 * APART, FIRST + 350 * APART),
     )
 
 
@@ -201,12 +226,20 @@ FILTERS = {
     "rare word in a project": Filters(project="cells", text="run17"),
     "common word": Filters(text="vit"),
     "times": Filters(created_after=FIRST + 900 * APART, created_before=FIRST + 1200 * APART),
+    "ended in an hour": Filters(finished_after=FIRST + 900 * APART, finished_before=FIRST + 960 * APART),
+    "ended in a project": Filters(project="cells", finished_after=FIRST + 900 * APART, finished_before=FIRST + 960 * APART),
+    "ended since": Filters(finished_after=FIRST + 900 * APART),
+    "ended before": Filters(finished_before=FIRST + 1200 * APART, kind="probe"),
     "all": Filters("cells", [JobStatus.FAILED], "probe", ["team:cells"], "vit", FIRST, FIRST + timedelta(days=900)),
 }
 
 
 # the others may sort the jobs that they look at, which are no more than MAX_SEEN
-SORTED_BY_THEIR_INDEX = set(FILTERS) - {"labels", "rare word", "rare word in a project", "common word", "all"}
+SORTED_BY_THEIR_INDEX = (
+    set(FILTERS)
+    - {"labels", "rare word", "rare word in a project", "common word", "all"}
+    - {name for name in FILTERS if name.startswith("ended")}
+)
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["first", "deep"])
@@ -218,7 +251,7 @@ def test_every_filter_goes_by_its_index(service: Service, monkeypatch: pytest.Mo
     for name, filters in FILTERS.items():
         with statements(service.database) as told, service.database.read() as session:
             page = listing.list_jobs(session, filters, columns=list(JobSummary.model_fields), limit=20, cursor=cursor)
-        assert page.rows or name in ("kind in a project", "all", "labels"), name
+        assert page.rows or name in ("kind in a project", "all", "labels", "ended before"), name
         assert len(told) <= 7, name
         for sql, parameters in told:
             plan = explain(service.database, sql, parameters)

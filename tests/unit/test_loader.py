@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from mae_core.data.decode import Pixels
-from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader, measured_batches
+from mae_core.data.loader import MicroBatch, TrainLoader, measured_batches
 from mae_core.data.randaugment import numbers_per_augment, rand_augment
+from mae_core.data.skipped import SkippedImages
 from mae_core.errors import SpecError
 from mae_core.options import FinetuneTransformConfig, TransformConfig
 from mae_core.randomness import Stream, uniform

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_core.data.loader import MicroBatch, SkippedImages, TrainLoader
+from mae_core.data.loader import MicroBatch, TrainLoader
+from mae_core.data.skipped import SkippedImages
 from mae_core.errors import DataError, DivergedError, EncoderError
 from mae_core.loop import Progress, Training, load_training_state, training_state
 from mae_core.optim import cosine_lr

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mae_core import online, rounds
-from mae_core.data.loader import SkippedImages
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import LabelledData
 from mae_core.errors import DataError, DivergedError
 from mae_core.head import HeadEpoch

@@ -46,7 +46,7 @@ def test_what_is_wanted_or_not_ours_is_left_alone(service: Service, reconciler: 
     service.start()
     run_in_ray(service, "raysubmit_of-a-user")
     run_in_ray(service, "theirs-a1", job="theirs", attempt="1", deployment="another service")
-    run_in_ray(service, "lost-a1", job="lost", attempt="1", deployment=deployment_of(service.settings))
+    run_in_ray(service, "lost-a1", job="lost", attempt="1", deployment=deployment_of(service.settings.secret_keys[0]))
     for _ in range(3):
         sweep(service, reconciler)
     assert service.ray.stopped == ["lost-a1"]
@@ -54,7 +54,7 @@ def test_what_is_wanted_or_not_ours_is_left_alone(service: Service, reconciler: 
 
 
 def test_a_ray_that_is_away_is_asked_again(service: Service, reconciler: Reconciler) -> None:
-    run_in_ray(service, "lost-a1", job="lost", attempt="1", deployment=deployment_of(service.settings))
+    run_in_ray(service, "lost-a1", job="lost", attempt="1", deployment=deployment_of(service.settings.secret_keys[0]))
     sweep(service, reconciler)
     service.ray.is_down = True
     sweep(service, reconciler)

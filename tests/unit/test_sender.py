@@ -97,7 +97,7 @@ def test_a_delivery_is_signed_and_arrives_once(post: Post) -> None:
     sent_at = int(request.headers["webhook-timestamp"])
     assert (
         request.headers["webhook-signature"]
-        == webhooks.sign(made["secret"], f"{made['id']}_{event.id}", sent_at, request.body)["webhook-signature"]
+        == webhooks.sign([made["secret"]], f"{made['id']}_{event.id}", sent_at, request.body)["webhook-signature"]
     )
     assert abs(sent_at - utc_now().timestamp()) < 60
     [row] = post.rows()

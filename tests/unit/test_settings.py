@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from service.settings import Settings, load_settings
@@ -59,3 +61,30 @@ def test_a_bad_setting_exits_2_and_names_variable_and_remedy(
 
 def test_every_setting_has_a_remedy() -> None:
     assert all((field.description or "").startswith("Set it to") for field in Settings.model_fields.values())
+
+
+def test_secrets_come_from_files(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SECRET_KEY", "API_TOKEN"):
+        environment.delenv(f"MAESTRO_{name}")
+        (tmp_path / f"maestro_{name.lower()}").write_text(name[0] * 40 + "\n")
+    (tmp_path / "maestro_ray_token").write_text("from-a-file")
+    environment.setenv("MAESTRO_SECRETS_DIR", str(tmp_path))
+    settings = load_settings()
+    assert settings.secret_key.get_secret_value() == "S" * 40
+    assert settings.api_token.get_secret_value() == "A" * 40
+    assert settings.ray_token.get_secret_value() == "ray", "the environment goes before a file"
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty", "broken"])
+def test_secrets_that_are_not_there(
+    environment: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken" / "maestro_secret_key").mkdir(parents=True)
+    environment.delenv("MAESTRO_SECRET_KEY")
+    environment.setenv("MAESTRO_SECRETS_DIR", str(tmp_path / folder))
+    with pytest.raises(SystemExit) as exit_:
+        load_settings()
+    assert exit_.value.code == 2
+    says = {"nowhere": "which is no folder", "empty": "MAESTRO_SECRET_KEY: is not set", "broken": "maestro_secret_key"}
+    assert says[folder] in capsys.readouterr().err

@@ -6,7 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mae_core.data.decode import UnreadableImage
-from mae_core.data.source import DigitsSource, FolderSource, LabelledData, check_same_images, open_source, printable, split
+from mae_core.data.names import printable
+from mae_core.data.source import DigitsSource, FolderSource, LabelledData, check_same_images, open_source, split
 from mae_core.errors import DataError
 from mae_core.options import DataConfig
 from mae_core.world import World
@@ -131,14 +132,14 @@ def test_names_that_are_no_utf_8_can_be_split(tmp_path: Path) -> None:
 
 def test_labelled_data_with_a_fraction_held_back(tmp_path: Path) -> None:
     data = LabelledData(data_config(image_folder(tmp_path, per_class=20), validation_fraction=0.3), in_chans=3)
-    assert sorted(data.train + data.validation) == list(range(40))
+    assert sorted([*data.train, *data.validation]) == list(range(40))
     assert data.train_source is data.validation_source
 
 
 def test_labelled_data_with_a_validation_folder(tmp_path: Path) -> None:
     train, validation = image_folder(tmp_path / "train", per_class=3), image_folder(tmp_path / "val", per_class=2)
     data = LabelledData(data_config(train, validation=str(validation)), in_chans=3)
-    assert (data.train, data.validation) == (list(range(6)), list(range(4)))
+    assert (list(data.train), list(data.validation)) == (list(range(6)), list(range(4)))
 
 
 @pytest.mark.parametrize(

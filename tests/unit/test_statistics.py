@@ -7,7 +7,8 @@ import pytest
 
 from mae_core.data import statistics
 from mae_core.data.decode import Pixels, UnreadableImage
-from mae_core.data.loader import SkippedImages, measured_batches
+from mae_core.data.loader import measured_batches
+from mae_core.data.skipped import SkippedImages
 from mae_core.data.source import DigitsSource
 from mae_core.data.statistics import channel_statistics
 from mae_core.data.transforms import normalise

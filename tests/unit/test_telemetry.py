@@ -17,7 +17,7 @@ from service.models import JobRow
 from service.tokens import Role
 from tests.unit.access import bearer, make_token
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service
-from workers.contract import EventType, JobStatus, attempt_token
+from workers.contract import WORKER_EVENTS, EventType, JobStatus, attempt_token
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,8 @@ def test_requests_by_route_and_not_by_job(client: TestClient, service: Service) 
 
 
 def test_what_workers_tell(client: TestClient, service: Service) -> None:
+    before = scrape(client)
+    assert {before[f"maestro_worker_events_total type={kind}"] for kind in WORKER_EVENTS} == {0}, "else a first one is no increase"
     job_id = service.start()
     headers = bearer(attempt_token(service.settings.secret_key.get_secret_value(), job_id, 1))
     points = {"steps": [1, 2], "series": {"loss": [0.5, 0.25], "lr": [0.1, 0.1], "norm": [1.0, None]}}

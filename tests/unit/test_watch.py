@@ -2,10 +2,14 @@ import io
 import json
 from typing import Any
 
+import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from service.client import MaestroClient
-from service.watch import duration, event_line, outcome_line, progress_figures, watch
+from service.client import MaestroClient, Message
+from service.watch import _Bars, _Figures, watch
+from service.watched_events import event_line, outcome_line, progress_figures
+from service.wording import duration
 from tests.unit.scripted_server import Answer, Request, scripted_server
 
 PROGRESS = {"step": 120, "num_steps": 400, "epoch": 3.0, "images_per_second": 811.6, "eta_seconds": 21.4, "loss": 0.47114}
@@ -64,6 +68,8 @@ def stream_of(request: Request) -> Answer:
             'event: end\ndata: {"status": "succeeded"}',
         ]
         return Answer(body="".join(f"{message}\n\n" for message in messages).encode())
+    if "/metrics" in request.path:
+        return Answer(body=json.dumps({"series": {"loss": {"steps": [1, 2], "values": [8.0, "NaN"]}}}).encode())
     return Answer(body=json.dumps(JOB).encode())
 
 
@@ -85,5 +91,38 @@ def test_two_jobs_in_plain_lines() -> None:
 
 def test_two_jobs_in_bars() -> None:
     text = watched(terminal=True)
-    for shown in ("digits: running", "digits succeeded", "[b]x succeeded", "step 120/400  loss 0.4711  812 images/s  ETA 0:21"):
+    for shown in ("digits: running", "digits succeeded", "[b]x succeeded", "step 120/400  loss 0.4711  812 images/s  █ ▁"):
         assert shown in text
+
+
+def test_a_service_that_is_away_is_told_once_and_waited_for() -> None:
+    answers = iter([Answer(status=0), Answer(503), stream_of])
+
+    def answer(request: Request) -> Answer:
+        if not request.path.endswith("/events"):
+            return stream_of(request)
+        given = next(answers)
+        return given if isinstance(given, Answer) else given(request)
+
+    output = io.StringIO()
+    with scripted_server(answer) as server, MaestroClient(server.url, "token", sleep=lambda _: None) as client:
+        watch(client, [{"id": "j1", "name": "x\x1b[2J"}], console=Console(file=output, width=160))
+    lines = output.getvalue().splitlines()
+    assert lines[:2] == ["x\ufffd[2J: the service does not answer; trying again", "x\ufffd[2J: running"]
+
+
+def test_the_time_left_counts_down_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.watch.time.monotonic", lambda: now)
+    progress = Progress(console=Console(file=io.StringIO()))
+    bars = _Bars({"j1": "x"}, progress=progress, losses={"j1": [2.0, 1.0]})
+    bars.show("j1", Message("progress", PROGRESS))
+    [task] = progress.tasks
+    figures = _Figures("")
+    assert figures.render(task).plain == "step 120/400  loss 0.4711  812 images/s  █▃▁  ETA 0:21"
+    now += 15
+    bars.show("j1", Message("away", {}))
+    assert figures.render(task).plain.endswith("ETA 0:06")
+    assert "does not answer" in task.fields["status"]
+    bars.show("j1", Message("progress", PROGRESS | {"eta_seconds": None, "loss": "NaN"}))
+    assert (figures.render(task).plain, task.fields["status"]) == ("step 120/400  loss nan  812 images/s  █▃▁ ", "")

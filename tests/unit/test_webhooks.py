@@ -98,7 +98,7 @@ def test_the_webhooks_of_another_project_are_as_those_that_do_not_exist(client: 
 
 def test_signatures_are_those_of_the_standard() -> None:
     """The example of Standard Webhooks' own libraries."""
-    headers = webhooks.sign("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    headers = webhooks.sign(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers == {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
         "webhook-timestamp": "1614265330",
