@@ -16,7 +16,7 @@ from service.models import ArtifactRow, DeliveryRow, EventRow, JobRow, TokenRow,
 from service.retention import Why
 from service.tokens import Role, prefix_of
 from service.webhooks import WebhookEvents
-from workers.contract import REASON_RULES, Condition, DesiredState, JobStatus, Reason, RunProgress
+from workers.contract import REASON_RULES, AnyFloat, Condition, DesiredState, JobStatus, Reason, RunProgress
 
 
 class View(BaseModel):
@@ -116,7 +116,7 @@ class EventPage(View):
 
 class Series(View):
     steps: list[int]
-    values: list[float] = Field(description="of these steps, in their order; NaN and infinity as text")
+    values: list[AnyFloat] = Field(description="of these steps, in their order; NaN and infinity as text")
 
 
 class MetricsView(View):
@@ -167,7 +167,7 @@ class CheckpointView(View):
     created_at: datetime
     uri: str
     pinned: bool
-    value: float | None
+    value: AnyFloat | None
     kept_because: list[Why]
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, StringConstraints, WithJsonSchema, model_validator
 
 from mae_core.config import RunSpec
 from mae_core.options import Strict
@@ -34,6 +34,8 @@ def _in_utc(time: datetime) -> datetime:
         raise ValueError("in UTC it lies outside of the years 1 to 9999") from None
 
 
+# JSON has no NaN: what is not finite is text
+AnyFloat = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})]
 Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]  # given in any zone
 
 
@@ -243,7 +245,7 @@ def attempt_token(secret_key: str, job: str, attempt: int) -> str:
 
 
 SeriesName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./:-]{1,100}$")]
-SeriesValues = Annotated[list[float | None], Field(max_length=MAX_POINTS), FailFast()]  # one error is told, not one for each value
+SeriesValues = Annotated[list[AnyFloat | None], Field(max_length=MAX_POINTS), FailFast()]  # one error is told, not one for each value
 
 
 class Points(Strict):
@@ -277,10 +279,10 @@ class RunProgress(Strict):
 
     step: int = Field(ge=0)
     num_steps: int = Field(ge=1)
-    epoch: float = Field(ge=0)
-    images_per_second: float | None = None
-    eta_seconds: float | None = None
-    loss: float | None = None
+    epoch: float = Field(ge=0, allow_inf_nan=False)
+    images_per_second: AnyFloat | None = None
+    eta_seconds: AnyFloat | None = None
+    loss: AnyFloat | None = None
 
 
 class Origin(Strict):
