@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test compose-test faults chaos multihost check bench screenshots lint format install clean
+.PHONY: help demo up down test compose-test faults chaos multihost check bench docs screenshots lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
@@ -15,6 +15,7 @@ help:
 	@echo "make multihost  install, and as root run a training over network namespaces as machines: one is cut off, one killed"
 	@echo "make bench   install, and run the benchmarks"
 	@echo "make screenshots  install, and take pictures of every view of the dashboard, into docs/screenshots"
+	@echo "make docs    write docs/reference anew from the code"
 	@echo "make check   format, lint, types, architecture and unit tests"
 
 demo: .venv/installed
@@ -42,7 +43,7 @@ multihost: .venv/installed-dev
 	$(BIN)/python -m tests.multihost
 
 check: lint
-	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py
+	$(BIN)/python -m pytest -q tests/unit tests/test_architecture.py tests/test_documentation.py
 
 # Each prints one JSON line or more; benchmarks/README.md has the last ones. Some minutes each; cifar10 and cifar10_table take hours and run by hand.
 bench: .venv/installed-dev
@@ -50,6 +51,9 @@ bench: .venv/installed-dev
 
 screenshots: .venv/installed-dev
 	$(BIN)/python -m tests.browser.screenshots
+
+docs: .venv/installed-dev
+	$(BIN)/python -m docs.generate
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

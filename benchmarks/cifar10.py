@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from service.cli import connect
 from service.client import Json, MaestroClient
+from service.console import connect
 from service.watch import watch
 
 DATA = Path(os.environ.get("MAESTRO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

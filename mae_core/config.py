@@ -27,6 +27,7 @@ from mae_core.options import (
     ModelConfig,
     OptimConfig,
     ParallelConfig,
+    Pooling,
     PretrainOptim,
     ProbeDataConfig,
     ProbeOptim,
@@ -38,15 +39,15 @@ from mae_core.options import (
 )
 from mae_core.recipes import RecipeName, merged, recipe_fields, recipe_for
 
-Pooling = Literal["mean", "cls"]
-
 
 class RunConfig(Strict):
     """What specs of every kind have."""
 
-    name: str = Field(min_length=1, max_length=200)
-    labels: dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=200)]] = Field(default={}, max_length=32)
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    name: str = Field(min_length=1, max_length=200, description="for people; it need not be the only one of this name")
+    labels: dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=200)]] = Field(
+        default={}, max_length=32, description="words to find jobs by, such as {team: cells}"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of weights, order, crops and masks: the same seed, the same run")
     recipe: RecipeName = Field(default="small", description="default: paper for base, large and huge models, else small")
     data: DataConfig
     resources: ResourcesConfig = ResourcesConfig()
@@ -224,7 +225,7 @@ class EncoderRun(RunConfig):
     """
 
     encoder: EncoderRef
-    model: ModelConfig | None = None
+    model: ModelConfig | None = Field(default=None, description="null: the encoder's")
 
     def _check_encoder(self) -> None:
         if self.model is None and self.encoder.init is not None:
@@ -298,7 +299,7 @@ class FinetuneSpec(EncoderRun):
     trainable_blocks: float | None = Field(
         default=None, ge=0, multiple_of=0.5, description="train only the last blocks; half a block is its MLP; null: all, embeddings too"
     )
-    evaluate_every_epochs: int | None = Field(default=None, ge=1, description="None: only at the end")
+    evaluate_every_epochs: int | None = Field(default=None, ge=1, description="null: only at the end")
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
@@ -359,8 +360,10 @@ class EmbedSpec(EncoderRun):
     """
 
     kind: Literal["embed"]
-    pooling: Literal["mean", "cls", "tokens"] = "mean"
-    dtype: Literal["float32", "float16"] = "float32"
+    pooling: Literal["mean", "cls", "tokens"] = Field(
+        default="mean", description="mean of the patches' tokens, the class token, or all patches'"
+    )
+    dtype: Literal["float32", "float16"] = Field(default="float32", description="of the features; float16 is half as large")
     batch_size: int | None = Field(default=None, ge=1, le=65_536, description="images encoded at once; null: 256, fewer of many patches")
     images_per_part: int | None = Field(
         default=None, ge=1, le=1_000_000, description="images of a file, rounded up to whole batches; null: 4096, fewer above 256 MiB"

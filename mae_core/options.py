@@ -38,9 +38,15 @@ class Strict(BaseModel):
 class ModelConfig(Strict):
     """The encoder: `vit_<size>_patch<n>` on images of `image_size` (a side, or [height, width]) with `in_chans` channels."""
 
-    arch: str = Field(examples=["vit_base_patch16"])
-    image_size: tuple[int, int] = Field(examples=[224, [32, 48]])
-    in_chans: int = Field(default=3, ge=1, le=1024)
+    arch: str = Field(
+        examples=["vit_base_patch16"], description="`vit_<size>_patch<n>`: tiny, small, base, large or huge, with patches of n x n pixels"
+    )
+    image_size: tuple[int, int] = Field(
+        examples=[224, [32, 48]], description="pixels that the model sees: a side, or [height, width]; each divisible by the patch's side"
+    )
+    in_chans: int = Field(
+        default=3, ge=1, le=1024, description="channels of the images; grey becomes colour and colour grey, other numbers are refused"
+    )
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -113,8 +119,8 @@ class MaskingConfig(Strict):
     random: uniform. block: rectangles, as BEiT masks. grid: the visible patches lie on a regular grid. Each keeps exactly `num_keep`.
     """
 
-    strategy: Literal["random", "block", "grid"] = "random"
-    ratio: float = Field(default=0.75, gt=0, lt=1)
+    strategy: Literal["random", "block", "grid"] = Field(default="random", description="how masked patches are chosen (Table 1f)")
+    ratio: float = Field(default=0.75, gt=0, lt=1, description="share of the patches that the encoder does not see (Figure 5)")
     num_masks: int = Field(default=1, ge=1, le=64, description="masks of each decoded image; every one counts as an image of the batch")
     encoder_mask_tokens: bool = Field(default=False, description="masked patches enter the encoder as mask tokens (Table 1c)")
 
@@ -130,10 +136,12 @@ class DecoderConfig(Strict):
     it costs nothing to predict only `predict_fraction` of the masked patches, chosen anew for each mask.
     """
 
-    depth: int = Field(default=8, ge=1, le=64)
-    width: int = Field(default=512, ge=32, le=8192, multiple_of=_DECODER_HEAD_WIDTH)
-    attention: Literal["self", "cross"] = "self"
-    predict_fraction: float = Field(default=1.0, gt=0, le=1)
+    depth: int = Field(default=8, ge=1, le=64, description="blocks (Table 1a)")
+    width: int = Field(default=512, ge=32, le=8192, multiple_of=_DECODER_HEAD_WIDTH, description="numbers in a token (Table 1b)")
+    attention: Literal["self", "cross"] = Field(default="self", description="over all tokens, or from predicted patches to visible ones")
+    predict_fraction: float = Field(
+        default=1.0, gt=0, le=1, description="share of the masked patches that is predicted; below 1 needs cross"
+    )
 
     @model_validator(mode="after")
     def _fraction_needs_cross(self) -> Self:
@@ -153,8 +161,11 @@ class DecoderConfig(Strict):
 class TargetConfig(Strict):
     """What is predicted: pixels, or pixels normalised patch by patch (paper, Table 1d); and where the loss is taken."""
 
-    norm_pix: bool = True
-    loss_on: Literal["masked", "all"] = "masked"
+    norm_pix: bool = Field(default=True, description="each patch's pixels less their mean, by their standard deviation (Table 1d)")
+    loss_on: Literal["masked", "all"] = Field(default="masked", description="the patches whose squared error is averaged")
+
+
+CropScale = Annotated[tuple[float, float], Field(description="smallest and largest share of the image's area that a crop has")]
 
 
 class TransformConfig(Strict):
@@ -163,9 +174,9 @@ class TransformConfig(Strict):
     crop resized: torchvision's, which draws again until the crop fits. clamped: one draw, cut to the image (as BYOL; the paper's probe).
     """
 
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop: Literal["resized", "clamped"] = "resized"
-    flip: bool = True
+    crop_scale: CropScale = (0.2, 1.0)
+    crop: Literal["resized", "clamped"] = Field(default="resized", description="what is done with a crop that does not fit the image")
+    flip: bool = Field(default=True, description="half of the images are mirrored left to right")
 
     @field_validator("crop_scale")
     @classmethod
@@ -178,24 +189,24 @@ class TransformConfig(Strict):
 class RandAugmentConfig(Strict):
     """RandAugment with magnitudes drawn round `magnitude`, its operations all stronger with it: rand-m9-mstd0.5-inc1 (paper, Table 9)."""
 
-    num_ops: int = Field(default=2, ge=1, le=16)
-    magnitude: float = Field(default=9.0, ge=0, le=10)
-    magnitude_std: float = Field(default=0.5, ge=0, le=10)
+    num_ops: int = Field(default=2, ge=1, le=16, description="operations on each image")
+    magnitude: float = Field(default=9.0, ge=0, le=10, description="their mean strength, of 10")
+    magnitude_std: float = Field(default=0.5, ge=0, le=10, description="standard deviation of the strength, drawn for each operation")
 
 
 class FinetuneTransformConfig(TransformConfig):
     """Crops, flips, and what the paper's Table 9 adds."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    rand_augment: RandAugmentConfig | None = RandAugmentConfig()
+    crop_scale: CropScale = (0.08, 1.0)
+    rand_augment: RandAugmentConfig | None = Field(default=RandAugmentConfig(), description="null: none. Needs 1 or 3 channels")
     erase_probability: float = Field(default=0.25, ge=0, le=1, description="random erasing, with noise pixel by pixel")
 
 
 class MixConfig(Strict):
     """Mixup and cutmix of neighbours in the batch: their Beta parameters, 0 for none; each pair takes one of the two (paper, Table 9)."""
 
-    mixup: float = Field(default=0.8, ge=0, le=100)
-    cutmix: float = Field(default=1.0, ge=0, le=100)
+    mixup: float = Field(default=0.8, ge=0, le=100, description="alpha of mixup's Beta(alpha, alpha); 0: no mixup")
+    cutmix: float = Field(default=1.0, ge=0, le=100, description="alpha of cutmix's; 0: no cutmix")
 
     @property
     def is_on(self) -> bool:
@@ -205,8 +216,8 @@ class MixConfig(Strict):
 class NormalizeConfig(Strict):
     """Per-channel mean and standard deviation of pixels scaled to [0, 1] (float images: of their own values)."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = Field(description="one number for each channel")
+    std: tuple[float, ...] = Field(description="one number for each channel, above 0")
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
@@ -230,10 +241,17 @@ class DataConfig(Strict):
     out of its encoder's pretraining. normalize auto: measured on the training images and stored with the encoder.
     """
 
-    source: str = Field(min_length=1, max_length=4096, examples=[DIGITS, "/data/cells"])
-    validation: str | None = Field(default=None, min_length=1, max_length=4096)
-    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    normalize: Normalize | None = None
+    source: str = Field(
+        min_length=1,
+        max_length=4096,
+        examples=[DIGITS, "/data/cells"],
+        description="an absolute folder, the same on every worker's machine, or digits",
+    )
+    validation: str | None = Field(default=None, min_length=1, max_length=4096, description="a folder of validation images")
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of source that is held back for validation")
+    normalize: Normalize | None = Field(
+        default=None, description="{mean, std} or auto; null: the encoder's, else ImageNet's for 3 channels and 0.5, 0.5 for others"
+    )
     max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1, description="unreadable images above this share fail the job")
 
     @model_validator(mode="after")
@@ -281,7 +299,17 @@ class FinetuneDataConfig(DataConfig):
 class ProbeDataConfig(DataConfig):
     """Data for a probe. transform null: each image is encoded once, centre-cropped; else anew in every epoch, as in the paper."""
 
-    transform: TransformConfig | None = None
+    transform: TransformConfig | None = Field(default=None, description="null: images are encoded once, and only the head sees them again")
+
+
+Epochs = Annotated[int, Field(ge=1, le=1_000_000, description="passes over the training images")]
+BatchSize = Annotated[
+    int, Field(ge=1, le=1_048_576, description="images of one optimiser step: per device x workers x accumulation; with num_masks, masks")
+]
+BaseLr = Annotated[float, Field(gt=0, description="learning rate for a batch of 256; lr is base_lr * batch_size / 256")]
+WarmupEpochs = Annotated[float, Field(ge=0, description="epochs in which the learning rate rises from 0; then it falls as half a cosine")]
+MinLr = Annotated[float, Field(ge=0, description="where the cosine ends")]
+WeightDecay = Annotated[float, Field(ge=0, description="not of biases and norms; in a probe by sgd of all")]
 
 
 class OptimConfig(Strict):
@@ -290,15 +318,17 @@ class OptimConfig(Strict):
     `lr` and `batch_size_per_device` follow from the others: a resolved spec shows them, and where a user gives them they are checked.
     """
 
-    epochs: int = Field(ge=1, le=1_000_000)
-    batch_size: int = Field(ge=1, le=1_048_576, description="images of one optimiser step: per device x workers x accumulation")
-    batch_size_per_device: int | None = Field(default=None, ge=1)
-    accumulation: int = Field(default=1, ge=1, le=65_536)
-    base_lr: float = Field(gt=0)
+    epochs: Epochs
+    batch_size: BatchSize
+    batch_size_per_device: int | None = Field(default=None, ge=1, description="follows from batch_size, workers and accumulation")
+    accumulation: int = Field(
+        default=1, ge=1, le=65_536, description="parts of a step's images that a device takes one after the other; more need less memory"
+    )
+    base_lr: BaseLr
     lr: float = Field(default=0.0, ge=0, description="0: base_lr * batch_size / 256")
-    warmup_epochs: float = Field(ge=0)
-    min_lr: float = Field(default=0.0, ge=0)
-    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_epochs: WarmupEpochs
+    min_lr: MinLr = 0.0
+    weight_decay: WeightDecay = 0.05
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -322,42 +352,48 @@ class TrainedOptim(OptimConfig):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(description="AdamW's decay of the mean of gradients and of their squares")]
 
 
 class PretrainOptim(TrainedOptim):
     """AdamW of the paper's Table 8."""
 
-    epochs: int = Field(default=800, ge=1, le=1_000_000)
-    batch_size: int = Field(default=4096, ge=1, le=1_048_576)
-    base_lr: float = Field(default=1.5e-4, gt=0)
-    warmup_epochs: float = Field(default=40, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    epochs: Epochs = 800
+    batch_size: BatchSize = 4096
+    base_lr: BaseLr = 1.5e-4
+    warmup_epochs: WarmupEpochs = 40
+    betas: Betas = (0.9, 0.95)
 
 
 class FinetuneOptim(TrainedOptim):
     """AdamW with layer-wise learning-rate decay, label smoothing and stochastic depth (paper, Table 9)."""
 
-    epochs: int = Field(default=100, ge=1, le=1_000_000)
-    batch_size: int = Field(default=1024, ge=1, le=1_048_576)
-    base_lr: float = Field(default=5e-4, gt=0)
-    warmup_epochs: float = Field(default=5, ge=0)
-    min_lr: float = Field(default=1e-6, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    layer_decay: float = Field(default=0.65, gt=0, le=1)
+    epochs: Epochs = 100
+    batch_size: BatchSize = 1024
+    base_lr: BaseLr = 5e-4
+    warmup_epochs: WarmupEpochs = 5
+    min_lr: MinLr = 1e-6
+    betas: Betas = (0.9, 0.999)
+    layer_decay: float = Field(default=0.65, gt=0, le=1, description="learning rate of a block, as a share of the next one's; 1: the same")
     drop_path: float = Field(default=0.1, ge=0, lt=1, description="of the last block; from 0 at the first, it rises evenly")
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="share of a label that is spread evenly over all classes")
 
 
 class ProbeOptim(OptimConfig):
     """LARS of the paper's Table 10, or SGD with momentum ("SGD works similarly with a 4096 batch")."""
 
-    optimizer: Literal["sgd", "lars"] = "sgd"
-    epochs: int = Field(default=90, ge=1, le=1_000_000)
-    batch_size: int = Field(default=4096, ge=2, le=1_048_576)  # BatchNorm has nothing to measure in one image
-    base_lr: float = Field(default=0.1, gt=0)
-    warmup_epochs: float = Field(default=10, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    optimizer: Literal["sgd", "lars"] = Field(default="sgd", description="LARS is the paper's, for batches of thousands")
+    epochs: Epochs = 90
+    batch_size: Annotated[BatchSize, Field(ge=2)] = 4096  # BatchNorm has nothing to measure in one image
+    base_lr: BaseLr = 0.1
+    warmup_epochs: WarmupEpochs = 10
+    weight_decay: WeightDecay = 0.0
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the last update that the next one keeps")
+
+
+Pooling = Annotated[
+    Literal["mean", "cls"], Field(description="an image's features: the mean of its patches' tokens, or the class token (cls)")
+]
 
 
 class EvaluationConfig(Strict):
@@ -367,9 +403,9 @@ class EvaluationConfig(Strict):
     The labels come from `labelled`; without it only reconstructions are made.
     """
 
-    every_epochs: int | None = Field(default=None, ge=1, description="None: about ten times in the run")
-    labelled: DataConfig | None = None
-    pooling: Literal["mean", "cls"] = "mean"
+    every_epochs: int | None = Field(default=None, ge=1, description="null: about ten times in the run")
+    labelled: DataConfig | None = Field(default=None, description="images with labels to measure on; null: reconstructions alone")
+    pooling: Pooling = "mean"
     knn: int = Field(default=20, ge=0, le=10_000, description="neighbours that vote; 0: no k-NN")
     probe_epochs: int = Field(default=20, ge=0, le=10_000, description="0: no linear probe")
 
@@ -393,14 +429,17 @@ class EncoderRef(Strict):
     Artifacts and files may be of this project, of timm, of Hugging Face or of the MAE authors' code.
     """
 
-    job: str | None = Field(default=None, pattern=r"^[a-z0-9]{1,40}$")
+    job: str | None = Field(default=None, pattern=r"^[a-z0-9]{1,40}$", description="a job's id; one that goes on is waited for")
     artifact: str | None = Field(
-        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s?#]{1,900}$", examples=["s3://maestro/jobs/…/encoder/"]
+        default=None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s?#]{1,900}$",
+        examples=["s3://maestro/jobs/…/encoder/"],
+        description="a folder (ending in /) or a file of weights in object storage",
     )
     file: str | None = Field(
         default=None, min_length=1, max_length=4096, description="a folder with config.json beside its weights, or a file of weights"
     )
-    init: Literal["random"] | None = None
+    init: Literal["random"] | None = Field(default=None, description="random weights, to compare with; model is needed then")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -413,8 +452,8 @@ class EncoderRef(Strict):
 class WorkerRange(Strict):
     """An elastic run's fewest and most workers."""
 
-    min: int = Field(ge=1, le=_MAX_WORKERS)
-    max: int = Field(ge=1, le=_MAX_WORKERS)
+    min: int = Field(ge=1, le=_MAX_WORKERS, description="with fewer it waits")
+    max: int = Field(ge=1, le=_MAX_WORKERS, description="more it never takes")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -435,9 +474,9 @@ class ResourcesConfig(Strict):
         Discriminator(
             lambda given: "range" if isinstance(given, dict | WorkerRange) else "number"
         ),  # so that an error is of one of the two
-    ] = 1
-    cpus_per_worker: int = Field(default=1, ge=1, le=1024)
-    gpus_per_worker: Literal[0, 1] = 0
+    ] = Field(default=1, description="a number, or {min, max}: elastic")
+    cpus_per_worker: int = Field(default=1, ge=1, le=1024, description="cores of each; with a GPU they decode its images")
+    gpus_per_worker: Literal[0, 1] = Field(default=0, description="1: each worker has a GPU of its own")
 
     @property
     def workers_asked(self) -> range:
@@ -450,8 +489,8 @@ class ParallelConfig(Strict):
     """How a model is spread over the workers: whole on each (ddp), or its weights and optimiser in shards (fsdp: FSDP2), where one device
     is too small. Activation checkpointing computes each block twice, to keep only its input."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    activation_checkpointing: bool = False
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="whole on each worker, or in shards (FSDP2)")
+    activation_checkpointing: bool = Field(default=False, description="less memory, for a forward pass more")
 
 
 class RetryConfig(Strict):
@@ -477,9 +516,9 @@ class RetryConfig(Strict):
 class BestConfig(Strict):
     """The states at which a series was highest or lowest: of each state its newest value then. NaN and infinity are none."""
 
-    metric: str = Field(min_length=1, max_length=100, examples=["val_accuracy"])
-    mode: Literal["max", "min"]
-    number: int = Field(default=1, ge=1, le=1000)
+    metric: str = Field(min_length=1, max_length=100, examples=["val_accuracy"], description="the series' name")
+    mode: Literal["max", "min"] = Field(description="whether a high value is good, or a low one")
+    number: int = Field(default=1, ge=1, le=1000, description="how many of the best")
 
 
 class KeepConfig(Strict):
@@ -490,11 +529,11 @@ class KeepConfig(Strict):
 
     last: int = Field(default=2, ge=1, le=1000, description="the newest ones")
     every_steps: int | None = Field(default=None, ge=1, description="of each so many steps the first one saved; null: none for that reason")
-    best: BestConfig | None = None
+    best: BestConfig | None = Field(default=None, description="null: none for that reason")
 
 
 class CheckpointConfig(Strict):
     """How often training state is saved, and which of it is kept."""
 
-    every_steps: int = Field(default=200, ge=1)
+    every_steps: int = Field(default=200, ge=1, description="optimiser steps between two states: what a lost machine costs at most")
     keep: KeepConfig = KeepConfig()

@@ -1,6 +1,11 @@
 """What can go wrong in the service, and how it is told: RFC 9457 problem+json.
 
 Problem
+├── BadRequest            400
+├── MethodNotAllowed      405
+├── BodyTooSlow           408
+├── ContentTooLarge       413
+├── UnsupportedMediaType  415
 ├── Invalid               422  a field of the request; names it and the remedy
 ├── NotAuthenticated      401
 ├── Forbidden             403
@@ -43,7 +48,10 @@ _SHOWN = 100  # characters of what was sent, where an error tells it
 
 
 class Problem(Exception):
-    """An error with an answer of its own."""
+    """An error of MAEstro itself. See the API's log, and report it with that.
+
+    Subclasses are errors with an answer of their own. docs/reference/problems.md has each docstring: what it means, and what to do.
+    """
 
     status = 500
     type = "internal-error"
@@ -57,7 +65,7 @@ class Problem(Exception):
 
 
 class Invalid(Problem):
-    """The request cannot be carried out as it is."""
+    """The request cannot be carried out as it is. Mend the fields in `errors`."""
 
     status, type, title = 422, "invalid-request", "The request is not valid"
 
@@ -66,7 +74,7 @@ class Invalid(Problem):
 
 
 class NotAuthenticated(Problem):
-    """No token, or a wrong one."""
+    """No token, a wrong one, or one that has expired or was revoked. Send one that is good."""
 
     status, type, title = 401, "not-authenticated", "A valid token is needed"
 
@@ -75,13 +83,13 @@ class NotAuthenticated(Problem):
 
 
 class Forbidden(Problem):
-    """The token is good, but not for this."""
+    """The token is good, but not for this. Use one of another role or project."""
 
     status, type, title = 403, "forbidden", "The token is not good for this"
 
 
 class NotFound(Problem):
-    """There is no such thing."""
+    """There is no such thing, or not in the token's project."""
 
     status, type, title = 404, "not-found", "Not found"
 
@@ -101,7 +109,7 @@ class NoSuchWebhook(NotFound):
 
 
 class NotAcceptable(Problem):
-    """The thing cannot be had in the form that was asked for."""
+    """It is a stream of events alone. Send `Accept: text/event-stream`."""
 
     status, type, title = 406, "not-acceptable", "Not in this form"
 
@@ -110,31 +118,31 @@ class NotAcceptable(Problem):
 
 
 class Conflict(Problem):
-    """The thing is not in a state that allows this."""
+    """The thing is not in a state that allows this. The detail says which state would."""
 
     status, type, title = 409, "conflict", "Not possible now"
 
 
 class StaleAttempt(Conflict):
-    """The attempt is not the job's current one, or has ended; its workers should stop."""
+    """(Workers.) The attempt is not the job's current one, or has ended: stop."""
 
     type, title = "stale-attempt", "The attempt is over"
 
 
 class PreconditionFailed(Problem):
-    """It was changed since the caller read it."""
+    """Somebody changed it since it was read. Read it again, and send its new ETag."""
 
     status, type, title = 412, "precondition-failed", "Changed meanwhile"
 
 
 class PreconditionRequired(Problem):
-    """The caller must say what the change is based on."""
+    """A change says what it is based on. Send the ETag that was read as `If-Match`."""
 
     status, type, title = 428, "precondition-required", "If-Match is needed"
 
 
 class TooManyRequests(Problem):
-    """The caller asks more often than it may."""
+    """The caller asks more often than it may. Wait `Retry-After` seconds."""
 
     status, type, title = 429, "too-many-requests", "Too many requests"
 
@@ -143,7 +151,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """Something the service needs does not answer."""
+    """Something that the service needs does not answer. Try again after `Retry-After` seconds."""
 
     status, type, title = 503, "unavailable", "Not available now"
 
@@ -152,7 +160,7 @@ class Unavailable(Problem):
 
 
 class StorageUnreachable(Unavailable):
-    """Object storage does not answer, or refuses us."""
+    """Object storage does not answer, or refuses us. Try again after `Retry-After` seconds."""
 
     type, title = "storage-unreachable", "Object storage does not answer"
 
@@ -162,30 +170,55 @@ class StorageRefuses(StorageUnreachable):
 
 
 class RayUnreachable(Unavailable):
-    """The Ray cluster does not answer, or refuses us: what it does is unknown."""
+    """The Ray cluster does not answer, or refuses us: what it does is unknown. Try again after `Retry-After` seconds."""
 
     type, title = "ray-unreachable", "The Ray cluster does not answer"
 
 
+class BadRequest(Problem):
+    """The request cannot be read. Send JSON."""
+
+    status, type, title = 400, "bad-request", "The request cannot be read"
+
+
+class MethodNotAllowed(Problem):
+    """There is no such method here. `Allow` has those that there are."""
+
+    status, type, title = 405, "method-not-allowed", "This address has no such method"
+
+
+class BodyTooSlow(Problem):
+    """The body did not come. Send it again: it has a minute."""
+
+    status, type, title = 408, "body-too-slow", "The body did not come"
+
+
+class UnsupportedMediaType(Problem):
+    """The body is in no form that is read here. Send it without `Content-Encoding`."""
+
+    status, type, title = 415, "unsupported-media-type", "The body is in no form that is read here"
+
+
+class ContentTooLarge(Problem):
+    """The body is too large. Send less."""
+
+    status, type, title = 413, "content-too-large", "The body is too large"
+
+
 # what the framework refuses before a route is asked
-_OF_HTTP = {
-    400: ("bad-request", "The request cannot be read"),
-    404: (NotFound.type, NotFound.title),
-    405: ("method-not-allowed", "This address has no such method"),
-    408: ("body-too-slow", "The body did not come"),
-    413: ("content-too-large", "The body is too large"),
-    415: ("unsupported-media-type", "The body is in no form that is read here"),
+_OF_HTTP: dict[int, type[Problem]] = {
+    kind.status: kind for kind in (BadRequest, NotFound, MethodNotAllowed, BodyTooSlow, ContentTooLarge, UnsupportedMediaType)
 }
 
 
-def all_types() -> dict[str, int]:
-    """Every `type` that an answer may have, without `urn:maestro:`, and its status."""
-    kinds, found = [Problem], dict[str, int]()
+def all_problems() -> dict[str, type[Problem]]:
+    """Every `type` that an answer may have, without `urn:maestro:`, and the first of the classes that have it."""
+    kinds, found = [Problem], dict[str, type[Problem]]()
     while kinds:
-        kind = kinds.pop()
+        kind = kinds.pop(0)
         kinds += kind.__subclasses__()
-        found[kind.type] = kind.status
-    return found | {type: status for status, (type, _) in _OF_HTTP.items()}
+        found.setdefault(kind.type, kind)
+    return found
 
 
 def install(app: FastAPI) -> None:
@@ -276,9 +309,9 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    kind, title = _OF_HTTP.get(error.status_code, (Problem.type, Problem.title))
+    kind = _OF_HTTP.get(error.status_code, Problem)
     detail = f"{request.method} {request.url.path[:_SHOWN]}: {error.detail}"
-    return _problem(status=error.status_code, type=kind, title=title, detail=detail, headers=error.headers)
+    return _problem(status=error.status_code, type=kind.type, title=kind.title, detail=detail, headers=error.headers)
 
 
 def _on_database(request: Request, error: Exception) -> JSONResponse:
@@ -288,8 +321,7 @@ def _on_database(request: Request, error: Exception) -> JSONResponse:
 
 def unreadable() -> JSONResponse:
     """The answer to what is no HTTP."""
-    kind, title = _OF_HTTP[400]
-    return _problem(status=400, type=kind, title=title, detail="This is no HTTP request, or its address and headers have more than 64 kB.")
+    return answer_of(BadRequest("This is no HTTP request, or its address and headers have more than 64 kB."))
 
 
 def unexpected() -> JSONResponse:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 from sqlalchemy import Row
 
@@ -31,15 +31,15 @@ class JobSummary(View):
     name: str
     kind: str
     status: JobStatus
-    reason: Reason | None
-    detail: str | None
-    desired_state: DesiredState
+    reason: Reason | None = Field(description="why it waits, recovers or ended")
+    detail: str | None = Field(description="what the reason is about in this case")
+    desired_state: DesiredState = Field(description="what its users want of it")
     labels: dict[str, str]
     priority: int
-    attempt: int
-    progress: RunProgress | None
+    attempt: int = Field(description="how often it was launched")
+    progress: RunProgress | None = Field(description="of its newest report")
     created_at: datetime
-    started_at: datetime | None
+    started_at: datetime | None = Field(description="when workers were up first")
     finished_at: datetime | None
 
 
@@ -48,21 +48,19 @@ class ConditionView(View):
 
     since: datetime
     detail: str | None
-    message: str
+    message: str = Field(description="what the condition means")
 
 
 class JobView(JobSummary):
-    """keep: which training states stay; null: it has none, or is of a version before."""
-
     notes: str | None
-    keep: KeepConfig | None
-    retry_of: str | None
-    spec: dict[str, Any]
-    reason_message: str | None
-    conditions: dict[Condition, ConditionView]
-    metrics: dict[str, Any] | None
-    result_uri: str | None
-    version: int
+    keep: KeepConfig | None = Field(description="which training states stay; null: it has none, or is of a version before")
+    retry_of: str | None = Field(description="the job whose spec it was given once more")
+    spec: dict[str, Any] = Field(description="resolved, as it was submitted: a PATCH does not change it")
+    reason_message: str | None = Field(description="what the reason means, and what to do")
+    conditions: dict[Condition, ConditionView] = Field(description="what is amiss while it goes on")
+    metrics: dict[str, Any] | None = Field(description="of its end")
+    result_uri: str | None = Field(description="`s3://bucket/jobs/<id>/encoder/`, once it is committed")
+    version: int = Field(description="grows with each change")
 
     @classmethod
     def of(cls, row: JobRow) -> Self:
@@ -73,7 +71,7 @@ class JobView(JobSummary):
 
 class JobPage(View):
     jobs: list[JobSummary]
-    next_cursor: str | None
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: this is the last")
 
     @staticmethod
     def json_of(rows: Sequence[Row[Any]], *, fields: Sequence[str], next_cursor: str | None) -> bytes:
@@ -89,11 +87,11 @@ def _shown(row: Row[Any], fields: Sequence[str]) -> dict[str, Any]:
 
 
 class EventView(View):
-    id: int
+    id: int = Field(description="grows within a job")
     type: str
     at: datetime
-    attempt: int | None
-    data: dict[str, Any]
+    attempt: int | None = Field(description="in which it happened")
+    data: dict[str, Any] = Field(description="its fields, by type: see the events")
 
     @classmethod
     def of(cls, row: EventRow) -> Self:
@@ -113,12 +111,12 @@ class JobEventView(EventView):
 
 class EventPage(View):
     events: list[EventView]
-    next_after: int
+    next_after: int = Field(description="`after` of the next page")
 
 
 class Series(View):
     steps: list[int]
-    values: list[float]
+    values: list[float] = Field(description="of these steps, in their order; NaN and infinity as text")
 
 
 class MetricsView(View):
@@ -128,8 +126,8 @@ class MetricsView(View):
 class ArtifactView(View):
     """step: of a training state, and of reconstructions."""
 
-    name: str
-    kind: str
+    name: str = Field(description="the key below the job's prefix; a training state's ends in /, and fetching it gives its manifest")
+    kind: str = Field(description="encoder, probe, evaluation, embedding, reconstruction, reconstruction_arrays, training_state or log")
     bytes: int
     sha256: str | None
     uri: str
@@ -200,8 +198,8 @@ class ArtifactLink(View):
 class LogView(View):
     """What is kept of what a process has printed: a worker's, by its rank, or the driver's."""
 
-    worker: str
-    bytes: int
+    worker: str = Field(description="a rank, or driver")
+    bytes: int = Field(description="what is kept")
 
 
 class LogList(View):
@@ -213,14 +211,14 @@ class TokenView(View):
     """What is known of a token, which is not its text: `prefix` begins it."""
 
     id: str
-    prefix: str
+    prefix: str = Field(description="`mst_<id>`, with which its text begins")
     name: str
     role: Role
-    project: str | None
+    project: str | None = Field(description="null: all")
     created_at: datetime
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="null: never")
     revoked_at: datetime | None
-    last_used_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
 
     @classmethod
     def of(cls, row: TokenRow) -> Self:
@@ -228,7 +226,7 @@ class TokenView(View):
 
 
 class NewTokenView(TokenView):
-    token: str
+    token: str = Field(description="its text, which no other answer has")
 
 
 class TokenList(View):
@@ -240,12 +238,12 @@ class WebhookView(View):
 
     id: str
     url: str
-    project: str | None
+    project: str | None = Field(description="null: all")
     events: WebhookEvents
     enabled: bool
     disabled_reason: str | None
     created_at: datetime
-    failing_since: datetime | None
+    failing_since: datetime | None = Field(description="since when no try has succeeded")
 
     @classmethod
     def of(cls, row: WebhookRow) -> Self:
@@ -253,7 +251,7 @@ class WebhookView(View):
 
 
 class NewWebhookView(WebhookView):
-    secret: str
+    secret: str = Field(description="the key of signatures, which no other answer has")
 
 
 class WebhookList(View):
@@ -268,12 +266,12 @@ class DeliveryView(View):
     type: str
     status: DeliveryStatus
     created_at: datetime
-    due_at: datetime | None
+    due_at: datetime | None = Field(description="when it is tried next")
     finished_at: datetime | None
     num_tries: int
     tried_at: datetime | None
-    status_code: int | None
-    detail: str | None
+    status_code: int | None = Field(description="of the last try")
+    detail: str | None = Field(description="of the last try: what went wrong")
 
     @classmethod
     def of(cls, row: DeliveryRow) -> Self:
@@ -282,12 +280,12 @@ class DeliveryView(View):
 
 class DeliveryPage(View):
     deliveries: list[DeliveryView]
-    next_before: int | None
+    next_before: int | None = Field(description="`before` of the next page; null: this is the last")
 
 
 class Readiness(View):
     ready: bool
-    missing: dict[str, str]
+    missing: dict[str, str] = Field(description="what does not answer, and why")
 
 
 class FieldProblem(View):

@@ -153,35 +153,38 @@ REASON_RULES: dict[Reason, ReasonRule] = {
 
 
 class EventType(StrEnum):
-    """Facts about a job, in the past tense. The first group is the service's, the second the workers'."""
+    """Facts about a job, in the past tense. The first group is the service's, the second the workers'.
 
-    JOB_QUEUED = "job_queued"
-    STATUS_CHANGED = "status_changed"
-    REASON_CHANGED = "reason_changed"
-    CANCEL_REQUESTED = "cancel_requested"
-    PAUSE_REQUESTED = "pause_requested"
-    RESUME_REQUESTED = "resume_requested"
-    JOB_CHANGED = "job_changed"
-    ATTEMPT_CREATED = "attempt_created"
-    ATTEMPT_ENDED = "attempt_ended"
+    Behind each: what has happened, and the fields of its data. docs/reference/events.md is made of it.
+    """
 
-    WORKERS_STARTED = "workers_started"
-    WORKERS_FAILED = "workers_failed"
-    RUN_HUNG = "run_hung"
-    FIRST_STEP_TAKEN = "first_step_taken"
-    IMAGES_SKIPPED = "images_skipped"
-    TRAINING_STATE_COMMITTED = "training_state_committed"
-    SAVE_FAILED = "save_failed"
-    UPLOAD_DELAYED = "upload_delayed"
-    UPLOAD_RECOVERED = "upload_recovered"
-    STEPS_DROPPED = "steps_dropped"
-    WENT_BACK = "went_back"
-    EVALUATED = "evaluated"
-    TRAINING_ENDED = "training_ended"
-    RECONSTRUCTIONS_WRITTEN = "reconstructions_written"
-    RESULT_COMMITTED = "result_committed"
-    RUN_STOPPED = "run_stopped"
-    RUN_FAILED = "run_failed"
+    JOB_QUEUED = "job_queued"  # it was submitted; data: kind, name, retry_of
+    STATUS_CHANGED = "status_changed"  # it is at another place of its way; data: from, to, reason, detail
+    REASON_CHANGED = "reason_changed"  # it waits for another reason, or for none any more; data: reason, detail
+    CANCEL_REQUESTED = "cancel_requested"  # somebody wants its end
+    PAUSE_REQUESTED = "pause_requested"  # somebody wants it to save its state and release its devices
+    RESUME_REQUESTED = "resume_requested"  # somebody wants it to go on
+    JOB_CHANGED = "job_changed"  # name, labels, priority, notes or keep are others; data: by, changes
+    ATTEMPT_CREATED = "attempt_created"  # it is about to be launched; data: submission_id (Ray's)
+    ATTEMPT_ENDED = "attempt_ended"  # its reports are refused from now on; data: reason, message
+
+    WORKERS_STARTED = "workers_started"  # all workers are up; data: incarnation, num_workers, device, host, resumed_from
+    WORKERS_FAILED = "workers_failed"  # they start again; data: reason, message, rank, num_workers_before, restart, max_restarts
+    RUN_HUNG = "run_hung"  # no step for too long; data: rank, step, seconds, stacks
+    FIRST_STEP_TAKEN = "first_step_taken"  # the first of this start of the workers; data: step
+    IMAGES_SKIPPED = "images_skipped"  # they cannot be read; data: count, images (the first, and why)
+    TRAINING_STATE_COMMITTED = "training_state_committed"  # a failure costs no step before this one; data: step, key, bytes
+    SAVE_FAILED = "save_failed"  # a training state was not saved; training goes on; data: step, message
+    UPLOAD_DELAYED = "upload_delayed"  # storage does not take the run's files, training goes on; data: message, step, num_kept
+    UPLOAD_RECOVERED = "upload_recovered"  # storage takes them again, and nothing waits
+    STEPS_DROPPED = "steps_dropped"  # loss or gradient was not finite; data: count, steps (the first, with ranks and images)
+    WENT_BACK = "went_back"  # too many steps in a row were dropped; data: step, resumed_from, message
+    EVALUATED = "evaluated"  # the model was measured; data: step, metrics
+    TRAINING_ENDED = "training_ended"  # the last step is taken; data: step
+    RECONSTRUCTIONS_WRITTEN = "reconstructions_written"  # a picture and its arrays; data: step, key, bytes, sha256, arrays
+    RESULT_COMMITTED = "result_committed"  # the run has succeeded; data: uri, metrics, left_out (formats, and why)
+    RUN_STOPPED = "run_stopped"  # as its user wanted; data: step, desired_state
+    RUN_FAILED = "run_failed"  # the attempt has failed; data: reason, message, rank (-1: the driver)
 
 
 WORKER_EVENTS = frozenset(

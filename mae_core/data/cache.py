@@ -49,7 +49,8 @@ class FileCache:
     def __init__(self, folder: Path, *, fetch: Fetch, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._folder, self._fetch = folder, fetch
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "locks").mkdir(exist_ok=True)
         self._granted = 0
         self._wanted: OrderedDict[str, RemoteFile] = OrderedDict()
         self._under_way: set[str] = set()

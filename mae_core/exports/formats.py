@@ -15,7 +15,7 @@ class ExportConfig(Strict):
     formats null: all that are faithful to it. One that is asked for and cannot be faithful is an error.
     """
 
-    formats: list[ExportFormat] | None = Field(default=None, max_length=16)
+    formats: list[ExportFormat] | None = Field(default=None, max_length=16, description="null: all that are faithful to the model")
     license: str | None = Field(default=None, min_length=1, max_length=100, examples=["apache-2.0"], description="shown in the model cards")
 
     def asks_for(self, name: ExportFormat) -> bool:

@@ -46,6 +46,10 @@ session.addEventListener("begin", show);
 session.addEventListener("end", show);
 connection.addEventListener("change", tellConnection);
 addEventListener("keydown", onKey);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // its own address would be a place to go to
+  document.getElementById("main").focus();
+});
 show();
 
 async function show() {

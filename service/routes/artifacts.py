@@ -19,6 +19,7 @@ Number = Annotated[int | None, Query(ge=1, le=1000)]
 
 @router.get("/artifacts", response_model=ArtifactList)
 def list_artifacts(job_id: str, database: DatabaseDep) -> Response:
+    """What the job has left in object storage: its result, pictures, the training states that are kept, and logs."""
     with database.read() as session:
         jobs.find(session, job_id)
         return answer(ArtifactList(artifacts=artifacts.list_all(session, job_id)))

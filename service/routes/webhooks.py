@@ -69,6 +69,7 @@ def list_webhooks(
 
 @router.get("/{webhook_id}", response_model=WebhookView)
 def get_webhook(webhook_id: str, database: DatabaseDep) -> Response:
+    """One webhook, without its secret."""
     with database.read() as session:
         return answer(WebhookView.of(webhooks.find(session, webhook_id)))
 

@@ -89,6 +89,10 @@ class Scenes:
         event = Event(type=type, at=utc_now() - timedelta(hours=ago), data=data)
         self._report(job_id, number, events=[event])
 
+    def beat(self, job_id: str, number: int = 1) -> None:
+        """Its workers live."""
+        self._report(job_id, number)
+
     def train(self, job_id: str, *, upto: float = 1.0, num_steps: int = 4000, number: int = 1, **shape: Any) -> None:
         """Curves of a pretraining up to a share of its steps, and how far it is. `shape`: see `curves`."""
         with self.database.read() as session:

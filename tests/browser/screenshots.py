@@ -14,22 +14,23 @@ from tests.browser.scenes import Scenes
 from tests.stand_in.stage import own_servers, stage
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "screenshots"
-_VIEWS = {
-    "jobs": "jobs",
-    "job": "jobs/{running}",
-    "reference": "jobs/{departed}",
-    "failed": "jobs/{failed}",
-    "reconstructions": "jobs/{reference}/reconstructions",
-    "logs": "jobs/{running}/logs",
-    "results": "jobs/{reference}/results",
-    "spec": "jobs/{running}/spec",
-    "events": "jobs/{running}/events",
-    "compare": "compare?jobs={reference},{running},{departed}",
-    "cluster": "cluster",
-    "submit": "submit?like={paused}",
+_VIEWS = {  # where, and what is to be there before the picture is taken
+    "jobs": ("jobs", "tr.job .off"),
+    "job": ("jobs/{running}", ".chart canvas"),
+    "reference": ("jobs/{departed}", ".banner:has-text('reference')"),
+    "failed": ("jobs/{failed}", ".chart canvas"),
+    "reconstructions": ("jobs/{reference}/reconstructions", ".pictures img"),
+    "logs": ("jobs/{running}/logs", ".lines:has-text('step')"),
+    "results": ("jobs/{reference}/results", ".copy"),
+    "spec": ("jobs/{running}/spec", "table.spec"),
+    "events": ("jobs/{running}/events", "tbody tr"),
+    "compare": ("compare?jobs={reference},{running},{departed}", "table.spec"),
+    "cluster": ("cluster", "tbody tr"),
+    "submit": ("submit?like={paused}", ".figures-list"),
 }
 _ON_A_PHONE = ("jobs", "job", "reconstructions", "submit")
-_COLOURS = 128  # of a palette: a third of the bytes, and nobody sees it
+_COLOURS = 256  # of a palette: a third of the bytes, and nobody sees it
+_PATIENCE_MS = 120_000
 
 
 def main() -> None:
@@ -47,21 +48,27 @@ def main() -> None:
         for theme, width in (("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)):
             size = {"width": width, "height": 860 if width > 500 else 740}
             context = browser.new_context(viewport=size, base_url=made.url, color_scheme=theme, reduced_motion="reduce")
+            context.set_default_timeout(_PATIENCE_MS)
             page = context.new_page()
             names = list(_VIEWS) if width > 500 else _ON_A_PHONE
             page.goto("/")
             sign_in(page, made.token)
             for name in names:
-                take(page, _VIEWS[name].format(**ids), f"{name}-{theme}" if width > 500 else f"{name}-phone-{theme}")
+                for job, number in (("running", 2), ("departed", 1)):
+                    scenes.beat(ids[job], number)
+                view, wanted = _VIEWS[name]
+                take(page, view.format(**ids), wanted, f"{name}-{theme}" if width > 500 else f"{name}-phone-{theme}")
             context.close()
         browser.close()
         scenes.close()
     print(f"{sum(file.stat().st_size for file in FOLDER.glob('*.png')) / 2**20:.1f} MiB in {FOLDER}")
 
 
-def take(page: Page, view: str, name: str) -> None:
+def take(page: Page, view: str, wanted: str, name: str) -> None:
+    page.goto("about:blank")  # so that nothing of the view before is left
     page.goto(f"/#/{view}")
-    page.wait_for_load_state("networkidle") if "submit" in view or "cluster" in view else page.wait_for_timeout(1500)
+    page.locator(wanted).first.wait_for(timeout=_PATIENCE_MS)
+    page.wait_for_timeout(1500)  # pictures and curves are drawn
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
 

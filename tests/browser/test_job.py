@@ -33,6 +33,7 @@ def test_curves_grow_and_a_zoom_shows_the_spike_inside(page: Page, live: Live) -
         expect(chart(page, title).locator("canvas")).to_be_visible()
     live.scenes.points(job_id, [10_001], {"loss": [99.0]})
     expect(loss).to_have_attribute("aria-label", re.compile("highest 99"))
+    chart(page, "Loss").scroll_into_view_if_needed()
     box = chart(page, "Loss").locator(".u-over").bounding_box()
     assert box is not None
     with page.expect_response(re.compile(r"/metrics\?.*from_step=")) as zoomed:

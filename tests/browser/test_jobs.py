@@ -77,6 +77,8 @@ def test_a_list_follows_its_jobs(page: Page, live: Live) -> None:
 def test_the_list_is_walked_by_keyboard(page: Page, live: Live) -> None:
     for number in range(3):
         live.scenes.submit(PRETRAIN, name=f"walked {number}")
+    page.get_by_role("link", name="Skip to the content").press("Enter")
+    expect(page.get_by_role("main")).to_be_focused()
     page.keyboard.press("/")
     expect(page.get_by_label("Search by name or id")).to_be_focused()
     page.keyboard.type("walked")

@@ -280,10 +280,10 @@ def test_features_that_are_no_numbers_are_never_stored(images: Path, tmp_path: P
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_readme_says_how_to_read_it(images: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documents_say_how_to_read_it(images: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded(run_of(images, encoder_folder, tmp_path / "features"))
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(import numpy, pandas.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(import numpy, pandas.*?)```", (PROJECT / "docs/how-to/features.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["features"].shape == (NUM_IMAGES, SHALLOW[0])

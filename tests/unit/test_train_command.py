@@ -18,6 +18,7 @@ from mae_core.export import write_classifier
 from mae_core.loop import Progress, Training
 from mae_core.options import ARCH_SIZES, ModelConfig, NormalizeConfig
 from mae_core.saved_config import WEIGHTS
+from mae_core.series import SERIES
 from mae_core.train import main
 from mae_core.vit import Encoder, initialise
 from tests.unit.core_fixtures import SHALLOW, corrupt, image_folder
@@ -61,7 +62,10 @@ def spec_file(folder: Path, **changes: Any) -> Path:
 
 
 def run(spec: Path, output: Path) -> int:
-    return main([str(spec), "--output", str(output)])
+    code = main([str(spec), "--output", str(output)])
+    told = metrics_of(output) if (output / "metrics.jsonl").exists() else []
+    assert {name for line in told for name in line} <= {"step", *SERIES}, "mae_core.series says what each is"
+    return code
 
 
 def metrics_of(output: Path) -> list[dict[str, float]]:

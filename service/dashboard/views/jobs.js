@@ -133,7 +133,8 @@ class JobsView {
         soon();
       },
     });
-    setInterval(() => this.signal.aborted || document.hidden || this.table.draw(), 10_000); // ages
+    const clock = setInterval(() => document.hidden || this.table.draw(), 10_000); // ages
+    this.signal.addEventListener("abort", () => clearInterval(clock));
   }
 
   restart() {

@@ -58,6 +58,6 @@ export function showLogin(root, why) {
     }
   }
 
-  replace(root, h("main", { class: "login", id: "main" }, form));
+  replace(root, h("main", { class: "login", id: "main", tabindex: "-1" }, form));
   input.focus();
 }
