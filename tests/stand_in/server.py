@@ -29,7 +29,7 @@ class StandIn:
 
     def start(self) -> None:
         self.child.start()
-        self.child.wait_ready(timeout_seconds=30)
+        self.child.wait_ready(timeout_seconds=300)
 
     def stop(self) -> None:
         self.child.stop(grace_seconds=5)

@@ -46,7 +46,7 @@ class Stage:
 
     def start_api(self) -> None:
         self.api.start()
-        self.api.wait_ready(timeout_seconds=60)
+        self.api.wait_ready(timeout_seconds=300)
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def stage(
             "S3_BUCKET": bucket,
         } | {name.upper(): value for name, value in settings.items()}
         environment = child_environment(run, **{f"MAESTRO_{name}": str(value) for name, value in values.items()}, **keys)
-        subprocess.run([sys.executable, "-m", "service.migrations"], env=environment, check=True, capture_output=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "service.migrations"], env=environment, check=True, capture_output=True, timeout=300)
         api = Child(
             "API", [sys.executable, "-m", "service.app"], environment=environment, log=folder / "api.log", is_ready=lambda: _answers(url)
         )
