@@ -48,7 +48,9 @@ class _Done(NamedTuple):
 class EmbedRun(Run):
     """Its result is the parts in `parts`, and a report. Raises DataError or EncoderError."""
 
-    def __init__(self, spec: EmbedSpec, *, world: World, encoder_folder: Path | None, parts: PartStore, remote: Remote | None) -> None:
+    def __init__(
+        self, spec: EmbedSpec, *, world: World, encoder_folder: Path | None, parts: PartStore, remote: Remote | None = None
+    ) -> None:
         self._spec, self._world, self._store = spec, world, parts
         encoder, self.normalize = starting_encoder(spec, encoder_folder, spec.seed)
         self._encoder = encoder.to(world.device).eval()

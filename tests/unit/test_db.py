@@ -3,13 +3,13 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import literal, select, text
+from sqlalchemy import insert, literal, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, StatementError
 
 from service import jobs, lifecycle
 from service.db import Database, db_now, utc_now
 from service.lifecycle import transition
-from service.models import JobRow
+from service.models import ArtifactRow, JobRow
 from tests.unit.service_fixtures import Service
 from workers.contract import JobStatus
 
@@ -75,7 +75,7 @@ def test_an_error_rolls_back(service: Service) -> None:
 
 def test_foreign_keys_hold(service: Service) -> None:
     with pytest.raises(IntegrityError), service.database.write() as session:
-        session.execute(text("INSERT INTO artifacts VALUES ('nope', 'n', 'k', 1, 1, NULL, 'u', '2026-01-01 00:00:00.000000')"))
+        session.execute(insert(ArtifactRow).values(job_id="nope", name="n", kind="k", attempt=1, bytes=1, uri="u", created_at=utc_now()))
 
 
 def test_text_with_nul_is_kept_without_it(service: Service) -> None:
