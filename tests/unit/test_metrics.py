@@ -257,7 +257,7 @@ def test_what_has_not_changed_is_not_sent_again(client: TestClient, service: Ser
         ({"steps": [1, 2], "series": {"loss": [1.0]}}, "points"),
         ({"steps": [1], "series": {"a\nb\0": [1.0]}}, "points.series.a\nb\0.[key]"),
         ({"steps": [1], "series": {"": [1.0]}}, "points.series..[key]"),
-        ({"steps": [1], "series": {"x" * 101: [1.0]}}, f"points.series.{'x' * 101}.[key]"),
+        ({"steps": [1], "series": {"x" * 101: [1.0]}}, f"points.series.{'x' * 101}.[key]"[:100]),
         ({"steps": [1], "series": {f"s{number}": [1.0] for number in range(65)}}, "points.series"),
         ({"steps": [1], "series": {"loss": ["one"] * 100_000}}, "points.series.loss.0"),
         ({"steps": ["x"] * 1000, "series": {"loss": ["one"] * 1000}}, "points.steps.0"),
