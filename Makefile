@@ -27,8 +27,10 @@ up: .venv/installed
 down: .venv/installed
 	$(BIN)/maestro down
 
+# The browser's tests in a process of their own: Playwright keeps an event loop running in it.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore=tests/browser
+	$(BIN)/python -m pytest -q tests/browser
 
 compose-test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -s tests/deploy/live.py
