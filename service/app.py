@@ -40,6 +40,7 @@ def create_app(settings: Settings, *, storage: Storage | None = None, ray: RayJo
         summary="Distributed training of masked autoencoders",
         lifespan=lifespan,
         generate_unique_id_function=openapi.operation_id,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.database = Database(settings.database_url.get_secret_value())

@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from benchmarks import first_paint
 from service.models import EventRow, JobLabelRow, JobRow, JobWordRow
 from tests import many_jobs
-from tests.browser.conftest import Live
+from tests.browser.conftest import Live, Troubles
 from tests.browser.scenes import PRETRAIN, PROBE
 from workers.contract import JobStatus, Reason
 
@@ -31,7 +31,7 @@ def search(page: Page, text: str) -> None:
     page.wait_for_url(re.compile(r"text="))
 
 
-def test_jobs_are_filtered_by_what_is_written_in_the_address_too(page: Page, live: Live) -> None:
+def test_jobs_are_filtered_by_what_is_written_in_the_address_too(page: Page, live: Live, troubles: Troubles) -> None:
     live.scenes.submit(PRETRAIN, name="filtered alpha", labels={"team": "moss"})
     beta = live.scenes.submit(PROBE, name="filtered beta", labels={"team": "fern"}, **RANDOM)
     live.scenes.move(beta, JobStatus.FAILED, ago=0, reason=Reason.DATA_ERROR)
@@ -53,6 +53,7 @@ def test_jobs_are_filtered_by_what_is_written_in_the_address_too(page: Page, liv
     expect(page.locator("tr.job")).to_have_count(1)
     page.get_by_label("Label").fill("team:nobody")
     expect(page.get_by_text("No job is like that")).to_be_visible()
+    troubles.expect("status of 422")
     page.get_by_label("Search by name or id").fill("!!!")
     expect(page.get_by_text("This filter cannot be used")).to_be_visible()
 

@@ -110,7 +110,7 @@ def test_lines_that_arrive_in_pieces(modules: Any) -> None:
     script = """(() => {
       const store = new m.LineStore(10);
       store.push("one\\ntw"); store.push("o\\n\\u001b[31mred\\u001b[0m\\n10 %\\r50 %\\r\\n");
-      const first = store.all();
+      const first = [...store.all()];
       for (let place = 0; place < 30; place += 1) store.push(`line ${place}\\n`);
       return [first, store.lines.length <= 10, store.lines.at(-1), store.numDropped + store.lines.length];
     })()"""

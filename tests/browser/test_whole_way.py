@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from service.local import Seaweedfs
+from service.processes import sweep
 from tests.browser.chromium import sign_in
 from tests.browser.conftest import Live, Troubles, watch
 from tests.browser.scenes import PRETRAIN, PROBE
+from tests.stand_in.stage import Stage, stage
 from workers.contract import JobStatus, Reason
 
 VIEWS = (
@@ -25,14 +30,23 @@ OTHERS = ("jobs/{failed}", "compare?jobs={job},{failed}", "cluster", "submit", "
 
 
 @pytest.fixture
-def dispatcher(live: Live) -> Iterator[None]:
-    [process] = live.stage.dispatchers
-    process.start()
-    yield
-    process.stop()
+def working(tmp_path: Path, seaweedfs: Seaweedfs, run_mark: str) -> Iterator[Stage]:
+    """A service of its own, with a dispatcher: `live` has thousands of jobs that nobody runs."""
+    own = f"{run_mark}-working"  # else its end would be that of `live`'s processes too
+    try:
+        with stage(tmp_path, storage=seaweedfs, postgres=None, run=own) as made:
+            made.dispatchers[0].start()
+            yield made
+    finally:
+        sweep(own)
 
 
-def test_a_job_is_submitted_and_watched_to_its_end(page: Page, dispatcher: None) -> None:
+def test_a_job_is_submitted_and_watched_to_its_end(chromium: Browser, working: Stage, troubles: Troubles) -> None:
+    troubles.allowed_hosts.add(urlsplit(working.url).netloc)
+    context = chromium.new_context(base_url=working.url)
+    page = context.new_page()
+    watch(page, troubles)
+    sign_in(page, working.token)
     page.get_by_role("link", name="New job").click()
     page.get_by_label("Name", exact=False).first.fill("by hand")
     page.get_by_label("Arch").fill("vit_tiny_patch2")
@@ -45,6 +59,7 @@ def test_a_job_is_submitted_and_watched_to_its_end(page: Page, dispatcher: None)
     expect(page.get_by_role("img", name=re.compile("Loss"))).to_be_visible()
     page.get_by_role("link", name="Results").click()
     expect(page.get_by_text(re.compile("^maestro fetch .* --to encoder$"))).to_be_visible()
+    context.close()
 
 
 @pytest.fixture(scope="module")

@@ -180,6 +180,8 @@ export class JobTable {
   choose(id, isChosen) {
     if (isChosen) this.chosen.add(id);
     else this.chosen.delete(id);
+    const box = this.rows.get(id)?.row.querySelector("input");
+    if (box) box.checked = isChosen;
     this.selected();
   }
 
