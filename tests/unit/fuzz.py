@@ -37,7 +37,14 @@ class Outcome:
     report: dict[str, Any]
 
 
-def fuzz(service: Service, folder: Path, *, role: Role = Role.ADMIN, max_examples: int = 5, max_seconds: int | None = None) -> Outcome:
+def fuzz(
+    service: Service,
+    folder: Path,
+    *,
+    role: Role = Role.ADMIN,
+    max_examples: int,
+    max_seconds: int,
+) -> Outcome:
     """One run, as a user of that role."""
     there = furnish(service)
     app = create_app(service.settings, storage=service.storage, ray=service.ray)
@@ -48,7 +55,7 @@ def fuzz(service: Service, folder: Path, *, role: Role = Role.ADMIN, max_example
     description.write_text(json.dumps(app.openapi()))
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", str(description), "--no-color"]
     command += ["--seed", str(SEED), "--max-examples", str(max_examples), "--report-json-path", str(told)]
-    command += ["--max-time", str(max_seconds)] if max_seconds else ["--generation-deterministic"]
+    command += ["--max-time", str(max_seconds)]
     with served(app) as url:
         done = subprocess.run([*command, "--url", url], cwd=folder, capture_output=True, text=True, check=False)
     return Outcome(done.returncode == 0, done.stdout + done.stderr, json.loads(told.read_text()) if told.exists() else {})
