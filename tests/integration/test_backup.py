@@ -105,7 +105,7 @@ def test_a_paused_job_goes_on_where_it_was_restored(
         with stage(tmp_path / "after", **common, database_url=url, s3_bucket=bucket) as restored:  # type: ignore[arg-type]
             restored.dispatchers[0].start()
             with restored.client() as client:
-                assert {one["id"]: one["status"] for one in client.jobs()["jobs"]} == {done: "succeeded", job: "paused"}
+                assert {one["id"]: one["status"] for one in client.jobs()} == {done: "succeeded", job: "paused"}
                 client.resume(job)
                 wait(lambda: status(client, job) == "succeeded")
                 first, second = events(client, job, "first_step_taken")
