@@ -83,6 +83,7 @@ def test_the_list_is_walked_by_keyboard(page: Page, live: Live) -> None:
     page.keyboard.press("/")
     expect(page.get_by_label("Search by name or id")).to_be_focused()
     page.keyboard.type("walked")
+    page.wait_for_url(re.compile(r"text=walked"))
     expect(page.locator("tr.job")).to_have_count(3)
     page.get_by_role("region", name="List of jobs").focus()
     page.keyboard.press("j")

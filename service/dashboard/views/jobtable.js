@@ -105,13 +105,13 @@ export class JobTable {
     return NARROW.matches ? 72 : 54;
   }
 
-  /** The rows in sight, made anew only where they look different. */
-  draw() {
+  /** The rows in sight, made anew only where they look different. `next`: whose row is to have the focus; else it stays where it is. */
+  draw(next = null) {
     const height = this.rowHeight;
     const from = Math.max(0, Math.floor(this.element.scrollTop / height) - OVERSCAN);
     const to = Math.min(this.jobs.length, Math.ceil((this.element.scrollTop + this.element.clientHeight) / height) + OVERSCAN);
-    const focused = this.body.contains(document.activeElement) ? document.activeElement.closest("tr")?.dataset.id : null;
-    const isBox = document.activeElement?.type === "checkbox";
+    const focused = next ?? (this.body.contains(document.activeElement) ? document.activeElement.closest("tr")?.dataset.id : null);
+    const isBox = next === null && document.activeElement?.type === "checkbox";
     const kept = new Map();
     const now = Date.now();
     const shown = this.jobs.slice(from, to).map((job, place) => {
@@ -199,8 +199,7 @@ export class JobTable {
     const room = this.element.clientHeight - 2 * this.rowHeight;
     if (top < this.element.scrollTop) this.element.scrollTop = top;
     else if (top > this.element.scrollTop + room) this.element.scrollTop = top - room;
-    this.draw();
-    this.rows.get(this.here)?.row.querySelector("a").focus({ preventScroll: true });
+    this.draw(this.here);
   }
 }
 
