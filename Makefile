@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 
-.PHONY: help demo up down test compose-test faults chaos multihost check bench docs screenshots lint format install clean
+.PHONY: help demo up down test test-documents compose-test faults chaos multihost check bench docs screenshots lint format install clean
 
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
@@ -29,8 +29,12 @@ down: .venv/installed
 
 # The browser's tests in a process of their own: Playwright keeps an event loop running in it.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q --ignore=tests/browser
+	$(BIN)/python -m pytest -q --ignore=tests/browser --ignore=tests/documents
 	$(BIN)/python -m pytest -q tests/browser
+
+# Every block of the documents, the tutorial word by word: real trainings, too long for each change.
+test-documents: .venv/installed-dev
+	$(BIN)/python -m pytest -q tests/documents
 
 compose-test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -s tests/deploy/live.py

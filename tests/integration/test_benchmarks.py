@@ -58,7 +58,9 @@ def test_checkpoint_stall(seaweedfs: Seaweedfs, bucket: str, tmp_path: Path, mon
     assert line["bytes"] > 50_000_000
     assert line["ratio"] == line["ours"] / line["peer"]
     assert 0 < line["wait_seconds_per_save"]["beside"]["max"] < line["save_seconds"]["beside"]["max"]
-    assert len(seaweedfs.client().list_objects_v2(Bucket=bucket)["Contents"]) == 6  # three states, each of a file and a manifest: workers delete none
+    assert (
+        len(seaweedfs.client().list_objects_v2(Bucket=bucket)["Contents"]) == 6
+    )  # three states, each of a file and a manifest: workers delete none
 
 
 def test_embed(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The blocks of our documents, run as their readers would, on one service. The tutorial is in tests/e2e."""
+"""The blocks of our documents, run as their readers would, on one service. The tutorial has a test of its own."""
 
 from pathlib import Path
 
