@@ -125,7 +125,7 @@ def test_ten_thousand_jobs_are_a_few_rows_at_a_time(page: Page, live: Live, ten_
     assert page.locator("tr.job").count() < 60
     page.get_by_role("button", name="Loss").click()
     page.get_by_role("button", name="Load all").click()
-    expect(page.get_by_role("button", name="Load all")).to_be_hidden()
+    expect(page.get_by_role("button", name="Load all")).to_be_hidden(timeout=60_000)
     loaded = int(page.get_by_role("table", name="Jobs").get_attribute("aria-rowcount") or 0)
     assert 1000 < loaded < ten_thousand
     page.get_by_role("region", name="List of jobs").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
