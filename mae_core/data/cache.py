@@ -44,7 +44,7 @@ class RemoteFile(NamedTuple):
 
 
 class FileCache:
-    """At most `max_bytes` in `folder`, for all processes that use it. Threads may share one."""
+    """At most `max_bytes` in `folder` for all processes that use it, and a 64th of that for each of them. Threads may share one."""
 
     def __init__(self, folder: Path, *, fetch: Fetch, max_bytes: int) -> None:
         self.max_bytes = max_bytes
