@@ -173,7 +173,7 @@ function tellConnection() {
   }
 }
 
-let leader = 0; // when g was pressed
+let leader = -Infinity; // when g was pressed
 function onKey(event) {
   if (
     event.ctrlKey ||
@@ -186,7 +186,7 @@ function onKey(event) {
   const places = { j: "jobs", c: "cluster", s: "submit" };
   if (event.timeStamp - leader < 1200 && event.key in places) {
     event.stopImmediatePropagation();
-    leader = 0;
+    leader = -Infinity;
     location.hash = link([places[event.key]]);
   } else if (event.key === "g") leader = event.timeStamp;
   else if (event.key === "?") showShortcuts();

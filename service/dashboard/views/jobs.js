@@ -139,6 +139,7 @@ class JobsView {
 
   restart() {
     this.list.clear();
+    this.allButton.hidden = true; // there is nothing to go on from until the first page is here
     this.trouble = "";
     this.round = (this.round ?? 0) + 1;
     this.table.toTop();
