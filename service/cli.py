@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from service import (
+    checkpoint_commands,
     cluster_commands,
     console,
     data_commands,
@@ -68,7 +69,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (job_commands, run_commands, resource_commands, installation_commands):
+for module in (job_commands, run_commands, checkpoint_commands, resource_commands, installation_commands):
     for command in module.COMMANDS:
         app.command()(command)
 cluster_commands.app.command(name="show")(resource_commands.show_cluster)

@@ -126,7 +126,7 @@ class MaestroClient:
         return self._job("GET", _path(job))
 
     def change(self, job: str, *, if_match: str = "*", **changes: Unpack[JobChanges]) -> Job:
-        """Change name, labels, priority or notes. if_match: the `etag` of the job as it was read; ApiError 412 if one was changed since."""
+        """Change name, labels, priority, notes or keep. if_match: the `etag` of the job as read; ApiError 412 if one was changed since."""
         try:
             return self._job("PATCH", _path(job), json=dict(changes), headers={"If-Match": if_match})
         except ApiError as error:
@@ -224,6 +224,25 @@ class MaestroClient:
     def artifacts(self, job: str) -> list[Json]:
         artifacts: list[Json] = self._http.json("GET", _path(job, "artifacts"))["artifacts"]
         return artifacts
+
+    def checkpoints(self, job: str, *, keep: Mapping[str, Any] | None = None) -> Json:
+        """A job's training states, newest first, and what keeps each. keep: another policy, as in a spec, and what that would do; nothing
+        is changed: `change(job, keep=…)` does that."""
+        policy = dict(keep or {})
+        best = policy.pop("best", None) or {}
+        params = _given(**policy) | {f"best_{name}": value for name, value in best.items()}
+        found = self._http.json("GET", _path(job, "checkpoints"), params=params)
+        while found["next_cursor"] is not None:
+            page = self._http.json("GET", _path(job, "checkpoints"), params=params | {"cursor": found["next_cursor"]})
+            found = page | {"checkpoints": found["checkpoints"] + page["checkpoints"]}
+        return found
+
+    def pin(self, job: str, name: str) -> Json:
+        """Keep an artifact whatever the policy for training states is, and the job as long as it is pinned."""
+        return self._http.json("PUT", _path(job, "artifacts", *name.split("/"), "pin"))
+
+    def unpin(self, job: str, name: str) -> Json:
+        return self._http.json("DELETE", _path(job, "artifacts", *name.split("/"), "pin"))
 
     def download(self, job: str, name: str, to: Path, *, sha256: str | None = None) -> Path:
         """Download one artifact to the file `to`, going on where an earlier try was broken off, and check its sha256."""

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
 
@@ -23,12 +23,13 @@ _POLL_SECONDS = 2.0
 
 
 class JobChanges(TypedDict, total=False):
-    """What may be changed of a job at any time. `labels` are replaced as a whole; `notes` None: none."""
+    """What may be changed of a job at any time. `labels` and `keep` are replaced as a whole; `notes` None: none."""
 
     name: str
     labels: dict[str, str]
     priority: int
     notes: str | None
+    keep: Mapping[str, Any]
 
 
 class Curve(NamedTuple):
@@ -146,6 +147,16 @@ class Job(Json):
 
     def artifacts(self) -> Sequence[Json]:
         return self._client.artifacts(self.id)
+
+    def checkpoints(self, *, keep: Mapping[str, Any] | None = None) -> Json:
+        """Its training states and what keeps each; or what another policy would do with them."""
+        return self._client.checkpoints(self.id, keep=keep)
+
+    def pin(self, name: str) -> Json:
+        return self._client.pin(self.id, name)
+
+    def unpin(self, name: str) -> Json:
+        return self._client.unpin(self.id, name)
 
     def _become(self, other: "Job") -> Self:
         self.update(other)

@@ -51,7 +51,7 @@ def scripted_server(answer: Callable[[Request], Answer]) -> Iterator[ScriptedSer
             self.end_headers()
             self.wfile.write(reply.body[: reply.cut_at])
 
-        do_POST = do_PATCH = do_DELETE = do_GET
+        do_PUT = do_POST = do_PATCH = do_DELETE = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -18,6 +18,7 @@ from tests.unit.access import make_token
 from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
 from tests.unit.service_fixtures import API_TOKEN, PRETRAIN, Service, make_settings
 from tests.unit.test_metrics import send
+from tests.unit.test_pruning import save
 
 EVIL = "a\x1b[31mred\x07\u202e[bold]x\x9b2J\n"
 
@@ -299,3 +300,31 @@ def test_everything_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
             assert "--json" in [name for parameter in command.params for name in parameter.opts], path
     help = " ".join(maestro("--help")[1].split())
     assert all(f"{code} {meaning}" in help for code, meaning in EXIT_CODES.items())
+
+
+@pytest.mark.usefixtures("server")
+def test_training_states_are_listed_tried_with_another_policy_and_pinned(service: Service) -> None:
+    job = service.start()
+    for step in (200, 400, 600):
+        save(service, job, step)
+    code, out, _ = maestro("checkpoints", job)
+    assert (code, [line.split()[1] for line in out.splitlines()[1:4]]) == (0, ["600", "400", "200"])
+    assert "about to be deleted: 1 (6 bytes)" in out
+    found = as_json("checkpoints", job)["checkpoints"]
+    assert [state["kept_because"] for state in found] == [["last"], ["last"], []]
+    tried = as_json("checkpoints", job, "--last", "1", "--every-steps", "400")
+    assert (tried["num_deleted"], tried["keep"]["every_steps"]) == (1, 400)
+    assert [state["kept_because"] for state in tried["checkpoints"]] == [["last"], ["every"], []]
+    assert "would be deleted: 2 (12 bytes)" in maestro("checkpoints", job, "--last", "1")[1]
+    assert as_json("checkpoints", job, "--best", "loss", "--best-mode", "min", "--best-number", "2")["keep"]["best"]["number"] == 2
+    assert service.row(job).keep == {"last": 2, "every_steps": None, "best": None}
+
+    assert maestro("pin", job, found[2]["name"]) == (0, f"{found[2]['name']} stays\n", "")
+    assert as_json("checkpoints", job)["checkpoints"][2]["kept_because"] == ["pinned"]
+    assert as_json("unpin", job, found[2]["name"])["pinned"] is False
+    applied = as_json("checkpoints", job, "--last", "1", "--apply")
+    assert [state["kept_because"] for state in applied["checkpoints"]] == [["last"], [], []]
+    assert service.row(job).keep == {"last": 1, "every_steps": None, "best": None}
+    assert maestro("checkpoints", job, "--apply")[0] == 2
+    code, _, err = maestro("pin", job, "training_state/none")
+    assert (code, "has no artifact" in err) == (4, True)
