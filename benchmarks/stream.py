@@ -131,8 +131,9 @@ def _by_webdataset(urls: list[str], *, batch_size: int, processes: int) -> Itera
 
 
 def _cropped(sample: dict[str, Any]) -> NDArray[Any]:
+    [data] = [sample[name] for name in ("jpg", "jpeg") if name in sample]  # as the photograph's own name ends
     drawn = np.random.default_rng().random(NUMBERS_PER_CROP, dtype=np.float32)
-    return random_resized_crop(decode_image(sample["jpg"], 3, name=sample["__key__"]), _SIZE, TRANSFORM, drawn)
+    return random_resized_crop(decode_image(data, 3, name=sample["__key__"]), _SIZE, TRANSFORM, drawn)
 
 
 def _urls(server: Seaweedfs, bucket: str, index: PackedIndex) -> list[str]:
