@@ -14,7 +14,7 @@ from mae_core.errors import DataError, DivergedError, EncoderError, SpecError
 from tests.unit.scripted_server import Answer, scripted_server
 from workers import main as driver
 from workers.causes import explain, explained
-from workers.contract import ORDER_VARIABLE, REASON_RULES, Reason, Report
+from workers.contract import CONTRACT_VERSION, ORDER_VARIABLE, REASON_RULES, Reason, Report
 from workers.failures import RunFailedError, StaleAttemptError, StorageError, first_cause, may_restart, of_ray
 
 COLLATERAL = RunFailedError(Reason.WORKER_DIED, "[gloo] Connection closed by peer [127.0.0.1]", 0)
@@ -73,17 +73,18 @@ def test_the_error_that_explains_itself_goes_before_its_consequences() -> None:
     assert first_cause([COLLATERAL, telling, COLLATERAL]) is telling
 
 
-def test_an_order_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [CONTRACT_VERSION - 1, CONTRACT_VERSION + 1])
+def test_an_order_of_another_version_is_told(version: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with scripted_server(lambda _: Answer(body=b'{"desired_state": "run"}')) as server:
-        order = {"contract": 99, "job": "job1", "attempt": 3, "token": "t", "service_url": server.url, "a field of the future": 1}
+        order = {"contract": version, "job": "job1", "attempt": 3, "token": "t", "service_url": server.url, "a field of the future": 1}
         monkeypatch.setenv(ORDER_VARIABLE, json.dumps(order))
         assert driver.main() == 1
         [request] = server.requests
     assert request.path == "/v1/jobs/job1/attempts/3/reports"
     [event] = Report.model_validate_json(request.body).events
     assert event.data["reason"] == "contract_mismatch"
-    assert "version 99" in event.data["message"]
+    assert f"version {version}, this worker {CONTRACT_VERSION}" in event.data["message"]
 
 
 def test_every_reason_has_its_rule() -> None:

@@ -189,10 +189,12 @@ def test_a_finished_job_hears_no_more(send: Send, service: Service, job: str) ->
     assert service.job(job).status is JobStatus.SUCCEEDED
 
 
-def test_another_contract_version(send: Send) -> None:
-    answer = send(contract=CONTRACT_VERSION + 1)
+@pytest.mark.parametrize("version", [CONTRACT_VERSION - 1, CONTRACT_VERSION + 1])
+def test_another_contract_version(send: Send, version: int) -> None:
+    """Of workers that were upgraded before the service, and after: their reports wait on their disk (test_reporter)."""
+    answer = send(contract=version)
     assert answer.status_code == 409
-    assert f"contract version {CONTRACT_VERSION + 1}" in answer.json()["detail"]
+    assert f"contract version {version}" in answer.json()["detail"]
     assert answer.json()["type"] == "urn:maestro:conflict"
 
 
