@@ -252,6 +252,7 @@ class Leader(Follower):
         self._uploads = ReconstructionUploads(order, self.store, self.reporter)
         stack.callback(self._uploads.close, _FINAL_SAVE_SECONDS)
         self._pace = Pace()
+        self._has_stepped = False
 
     def started(self, taken_up: str | None) -> None:
         self.reporter.event(
@@ -298,7 +299,8 @@ class Leader(Follower):
             steps = [dataclasses.asdict(step) | text for step, text in zip(progress.dropped[:_MAX_SHOWN], numbers_as_text, strict=False)]
             self.reporter.event(EventType.STEPS_DROPPED, count=len(progress.dropped), steps=steps)
         self.reporter.progress(self._pace.progress(progress))
-        if self.last is None:
+        if progress.points and not self._has_stepped:  # an evaluation that was due where the run is taken up comes before the step
+            self._has_stepped = True
             self.reporter.event(EventType.FIRST_STEP_TAKEN, step=progress.step)
 
     def ended(self, run: Run, stop: Stop | None) -> None:

@@ -40,6 +40,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def led(folder: Path, url: str, *, regroups_after: int | None = None, wanted: str = "run") -> tuple[Stop | None, Led]:
     """A start of one worker, in the folder's job."""
+    with ExitStack() as stack:
+        worker = started(folder, url, stack)
+        worker.regroups_after = regroups_after
+        worker.reporter.desired_state = DesiredState(wanted)  # as the last answer said
+        return worker.train(), worker
+
+
+def started(folder: Path, url: str, stack: ExitStack) -> Any:
     order = WorkOrder(
         job="job1",
         attempt=1,
@@ -49,11 +57,9 @@ def led(folder: Path, url: str, *, regroups_after: int | None = None, wanted: st
         storage=StorageRef(endpoint="http://127.0.0.1:1", bucket="none"),
         prefix="jobs/job1/",
     )
-    with ExitStack() as stack:
-        worker: Any = Led(order, Seat(World(), 0, 0), stack, Signals(), {"workers_placed_at": datetime.now(UTC).isoformat()})
-        worker.losses, worker.signs, worker.regroups_after = {}, [], regroups_after
-        worker.reporter.desired_state = DesiredState(wanted)  # as the last answer said
-        return worker.train(), worker
+    worker: Any = Led(order, Seat(World(), 0, 0), stack, Signals(), {"workers_placed_at": datetime.now(UTC).isoformat()})
+    worker.losses, worker.signs = {}, []
+    return worker
 
 
 def answer(request: Request) -> Answer:
@@ -98,3 +104,15 @@ def test_what_the_user_wants_goes_first(folder: Path, wanted: str, stop: Stop) -
     saved = list((folder / "s3").rglob("training_state/*/manifest.json"))
     assert len(saved) == (stop is Stop.PAUSE)
     assert "run_stopped" in events_of(server.requests)
+
+
+def test_a_first_step_is_one_that_was_taken(folder: Path) -> None:
+    """Not the evaluation that was due at the step from which a run goes on."""
+    with scripted_server(answer) as server, ExitStack() as stack:
+        worker = started(folder, server.url, stack)
+        worker.tell(Progress(step=5, num_steps=8, epoch=1.0, evaluated={"probe_accuracy": 0.5}))
+        worker.tell(Progress(step=6, num_steps=8, epoch=1.2, points=[(6, {"loss": 1.0})]))
+        worker.tell(Progress(step=7, num_steps=8, epoch=1.4, points=[(7, {"loss": 1.0})]))
+        worker.reporter.close(5.0)
+    found = [event for request in server.requests for event in Report.model_validate_json(request.body).events]
+    assert [(str(event.type), event.data["step"]) for event in found] == [("evaluated", 5), ("first_step_taken", 6)]
