@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ RUN = ("sh", "python")
 CHECKED = ("yaml",)
 SHOWN = ("text", "mermaid")  # what a command prints; a drawing
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<mark>not run|fails): (?P<why>.+?) -->\n\n?)?^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$",
+    r"(?:^ *<!-- (?P<mark>not run|fails): (?P<why>.+?) -->\n\n?)?^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 # timm imports torchvision, which does not load beside the CPU-only torch of our tests as it would beside a reader's.
@@ -54,7 +55,7 @@ def blocks_of(page: Path) -> list[Block]:
     found = []
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
-        found.append(Block(page, line, match["language"], match["text"], match["mark"], match["why"]))
+        found.append(Block(page, line, match["language"], textwrap.dedent(match["text"]), match["mark"], match["why"]))
     assert len(found) * 2 == len(re.findall(r"^ *```", text, re.MULTILINE)), f"{page}: a fence has no end"
     return found
 
