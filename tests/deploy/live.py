@@ -32,6 +32,7 @@ from tests.postgres import Postgres
 HOSTS = ("postgres:5432", "seaweedfs:8333", "api:8000", "ray-head:8265", "ray-head:6379")
 WEED_PORTS = [f"{part}.{port}" for part in ("master", "volume", "filer", "admin") for port in ("port", "port.grpc")]
 RAY_PORTS = ("object-manager-port", "node-manager-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "ray-client-server-port")
+RAY_ADDRESS = "127.0.0.2"  # loopback as well; 127.0.0.1 itself Ray rewrites to an outer address, where nothing listens
 OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}  # without a GPU there are none
 
 
@@ -80,7 +81,8 @@ class Wiring:
     def replace(self, text: str, *, data: Path) -> str:
         for host, port in self.ports.items():
             own = host.split(":")[1]
-            text = text.replace(host, f"{LOOPBACK}:{port}").replace(f"{LOOPBACK}:{own}", f"{LOOPBACK}:{port}")
+            address = RAY_ADDRESS if host == "ray-head:6379" else LOOPBACK
+            text = text.replace(host, f"{address}:{port}").replace(f"{LOOPBACK}:{own}", f"{LOOPBACK}:{port}")
             text = text.replace(f"localhost:{own}", f"{LOOPBACK}:{port}")
         text = text.replace("/run/secrets", str(self.secrets)).replace("0.0.0.0", LOOPBACK)
         return re.sub(r"=/data\b", f"={data}", text)
@@ -118,7 +120,7 @@ def deployment(
     services = read_compose({"MAESTRO_SECRETS": str(secrets), "PUBLIC_HOST": "localhost"})["services"]
     hostname = folder / "bin" / "hostname"
     hostname.parent.mkdir()
-    hostname.write_text(f"#!/bin/sh\necho {LOOPBACK}\n")
+    hostname.write_text(f"#!/bin/sh\necho {RAY_ADDRESS}\n")
     hostname.chmod(0o755)
     ray_folder = tempfile.mkdtemp(prefix="mct-", dir="/tmp")  # short: sockets lie below it
     children: list[Child] = []
@@ -171,8 +173,8 @@ def start(name: str, service: dict[str, Any], more: list[str], wiring: Wiring, i
     environment["PATH"] = f"{wiring.folder / 'bin'}:{prefix / 'bin'}:{environment['PATH']}"
     if name == "api":
         environment["MAESTRO_PORT"] = str(wiring.ports["api:8000"])
-    if name.startswith("ray"):  # 127.0.0.1 is meant
-        environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": loopback_interface(), "HOME": str(data)}
+    if name.startswith("ray"):
+        environment |= {"GLOO_SOCKET_IFNAME": loopback_interface(), "HOME": str(data)}
     command = [here(part) for part in command_of(service)]
     if command[0] == "sh":
         command[-1] = " ".join([command[-1], *more])
@@ -207,7 +209,7 @@ def test_the_services_image_has_neither_torch_nor_ray(images: dict[str, Path]) -
 def test_a_job_is_trained(deployment: Deployment, tmp_path: Path) -> None:
     assert httpx.get(f"{deployment.url}/readyz", trust_env=False, timeout=60).json() == {"ready": True, "missing": {}}
     spec = yaml.safe_load((PROJECT / "deploy" / "specs" / "digits-pretrain.yaml").read_text())
-    spec["optim"] = spec.get("optim", {}) | {"epochs": 2}
+    spec["optim"] = spec.get("optim", {}) | {"epochs": 2, "warmup_epochs": 1}
     spec["resources"] = {"num_workers": 1}
     with MaestroClient(deployment.url, deployment.token, patience_seconds=60) as client:
         job = client.submit(spec)["id"]
