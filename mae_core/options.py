@@ -245,7 +245,7 @@ class DataConfig(Strict):
         min_length=1,
         max_length=4096,
         examples=[DIGITS, "/data/cells"],
-        description="an absolute folder, the same on every worker's machine, or digits",
+        description="an absolute folder, the same on every worker's machine; below s3://bucket/prefix/; or digits",
     )
     validation: str | None = Field(default=None, min_length=1, max_length=4096, description="a folder of validation images")
     validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of source that is held back for validation")

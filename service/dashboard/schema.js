@@ -84,6 +84,7 @@ export function read(field, text) {
   if (field.type === "flag") return text === "true";
   if (field.type === "labels") return labels(text);
   if (field.type === "json") return json(text);
+  if (field.type === "choice") return field.options.find((option) => String(option) === text) ?? text; // of a number the number
   return typeof text === "string" ? text.trim() : text;
 }
 

@@ -144,3 +144,5 @@ def test_the_form_knows_every_field_of_every_kind(modules: Any, live: Any) -> No
     )
     nested = modules("schema", "m.nest({'optim.lr': 1, 'optim.epochs': undefined, name: 'x', 'data.transform.flip': false})")
     assert nested == {"optim": {"lr": 1}, "name": "x", "data": {"transform": {"flip": False}}}
+    choice = "{type: 'choice', options: [0, 1]}"
+    assert modules("schema", f"[1, 0].map((value) => m.read({choice}, m.write({choice}, value)))") == [1, 0]

@@ -52,7 +52,7 @@ export class Timeline {
     const spans = stretches(job, events, end);
     replace(
       this.bands,
-      spans.map((span) => bar(at, span, span.status, `tone-${tone(span.status)}`, span.status)),
+      spans.map((span) => bar(at, span, span.status, `tone-${tone(span.status)} ${span.status}`, span.status)),
     );
     const tries = attempts(events, end);
     this.tries.hidden = tries.length < 2;
@@ -93,7 +93,7 @@ export class Timeline {
     replace(
       this.legend,
       told.map(([status, seconds]) =>
-        h("span", { class: `key block tone-${tone(status)}` }, `${status} `, h("span", { class: "figures muted" }, duration(seconds))),
+        h("span", { class: `key block tone-${tone(status)} ${status}` }, `${status} `, h("span", { class: "figures muted" }, duration(seconds))),
       ),
     );
     replace(this.words, `${told.map(([status, seconds]) => `${status} for ${duration(seconds)}`).join(", ")}. ${tries.length} attempts.`);
