@@ -1,5 +1,7 @@
-"""A real training, on Ray and SeaweedFS as `maestro up` starts them: submitted, paused, resumed and watched in the browser to its end, while the API
-is killed and comes back. What each view shows of it is what the workers told."""
+"""A real training, on Ray and SeaweedFS as `maestro up` starts them: submitted, paused, resumed and watched in the browser to its end.
+
+Meanwhile the API is killed and comes back. What each view shows of the run is what its workers told.
+"""
 
 import json
 import re
