@@ -68,7 +68,7 @@ def measure(
         os.environ[CACHE_FOLDER_VARIABLE] = str(folder / "caches" / cache)
         (folder / "caches").mkdir(exist_ok=True)
         started = time.monotonic()
-        remote = remote_of(ObjectStore(StorageRef(endpoint=server.endpoint, bucket=bucket)), "benchmark")
+        remote = remote_of(ObjectStore(StorageRef(endpoint=server.endpoint, bucket=bucket)), "benchmark/")
         source = open_source(f"s3://{bucket}/packed", in_chans=3, remote=remote)
         return _rate(_ours(source, batch_size=batch_size, threads=threads), started)
 

@@ -90,6 +90,12 @@ class Settings(BaseSettings):
         """What is made, is made with the first; what was made with any of them counts."""
         return [key.get_secret_value() for key in (self.secret_key, self.previous_secret_key) if key is not None]
 
+    @field_validator("previous_secret_key", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        """Compose mounts a file for it, which is empty while there is none."""
+        return value or None
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from mae_core.errors import DataError, DivergedError, EncoderError, MaeError, SpecError
 from workers.contract import Reason
@@ -24,6 +24,7 @@ _REASONS: dict[type[BaseException], Reason] = {
     torch.OutOfMemoryError: Reason.OUT_OF_MEMORY,
     MemoryError: Reason.OUT_OF_MEMORY,
     ClientError: Reason.STORAGE_REFUSED,
+    NoCredentialsError: Reason.STORAGE_REFUSED,
     StaleAttemptError: Reason.STALE_ATTEMPT,
     StorageError: Reason.STORAGE_UNREACHABLE,
 }

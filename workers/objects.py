@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import boto3
 from boto3.exceptions import Boto3Error
 from botocore.client import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from pydantic import ValidationError
 
 from mae_core.errors import EncoderError
@@ -33,6 +33,7 @@ _RETRY_SECONDS = (1, 2, 4, 8, 15, 30)  # and so on
 _PATIENCE_SECONDS = 300.0  # after the first failure of a call
 _LOOK_SECONDS = 0.5
 _MISSING_CODES = ("NoSuchKey", "404")
+_TAKEN_CODES = ("PreconditionFailed", "ConditionalRequestConflict", "412")  # to `If-None-Match: *`
 _PERMANENT_CODES = ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", *_MISSING_CODES)
 
 
@@ -82,6 +83,33 @@ class ObjectStore:
         """Writes a small object."""
         self._persist(f"upload {key}", lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=body))
 
+    def first(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """What is at `key`; where nothing is yet, what `make` makes, which all others find from then on: of two at once, one wins."""
+
+        def read() -> bytes | None:
+            try:
+                body: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            except ClientError as error:
+                if _code(error) in _MISSING_CODES:
+                    return None
+                raise
+            return body
+
+        def put(body: bytes) -> None:
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=body, IfNoneMatch="*")
+            except ClientError as error:
+                if _code(error) not in _TAKEN_CODES:
+                    raise
+
+        found = self._persist(f"read {key}", read)
+        if found is None:
+            made = make()
+            self._persist(f"upload {key}", lambda: put(made))
+            found = self._persist(f"read {key}", read)
+        assert found is not None, f"{key} was deleted"
+        return found
+
     def commit(self, prefix: str, manifest: EncoderManifest | TrainingStateManifest) -> bool:
         """Writes the manifest of `prefix`. False where another one is there already: somebody committed first, and that one counts."""
         body = manifest.model_dump_json(indent=2).encode()
@@ -92,7 +120,7 @@ class ObjectStore:
                     Bucket=self._bucket, Key=prefix + MANIFEST, Body=body, IfNoneMatch="*", ContentType="application/json"
                 )
             except ClientError as error:
-                if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
+                if _code(error) in _TAKEN_CODES:
                     # It may be our own: storage had committed, but its answer was lost, and the call was repeated.
                     return bool(self._client.get_object(Bucket=self._bucket, Key=prefix + MANIFEST)["Body"].read() == body)
                 raise
@@ -239,7 +267,10 @@ class ObjectStore:
         return self._persist(f"read {key}", get)
 
     def _persist(self, what: str, call: Callable[[], T]) -> T:
-        """Repeats `call` while storage does not answer. Raises ClientError for what no repeat can mend, StorageError in the end."""
+        """Repeats `call` while storage does not answer.
+
+        Raises ClientError or NoCredentialsError for what no repeat can mend, StorageError in the end.
+        """
         give_up_at: float | None = None
         for seconds in chain(_RETRY_SECONDS, repeat(_RETRY_SECONDS[-1])):
             try:
@@ -247,7 +278,9 @@ class ObjectStore:
             except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
                 now = time.monotonic()
                 give_up_at = now + self._patience_seconds if give_up_at is None else give_up_at
-                is_permanent = isinstance(error, ClientError) and _code(error) in _PERMANENT_CODES
+                is_permanent = isinstance(error, NoCredentialsError) or (
+                    isinstance(error, ClientError) and _code(error) in _PERMANENT_CODES
+                )
                 if is_permanent or now + seconds > give_up_at:
                     self._delays.ended(what, works=False)
                     if is_permanent:

@@ -19,8 +19,11 @@ CACHE_FOLDER_VARIABLE = "MAESTRO_DATA_CACHE"
 _CACHE_GB = 20.0
 
 
-def remote_of(store: ObjectStore, job: str) -> Remote:
-    """The objects of any bucket that the host's credentials open. Raises SpecError where the machine's settings make no sense."""
+def remote_of(store: ObjectStore, prefix: str) -> Remote:
+    """The objects of any bucket that the host's credentials open. prefix: of the job, in `store`; what a run must find again is kept there.
+
+    Raises SpecError where the machine's settings make no sense.
+    """
 
     def fetch(address: str, start: int, length: int) -> bytes:
         bucket, key = split_address(address)
@@ -32,10 +35,9 @@ def remote_of(store: ObjectStore, job: str) -> Remote:
             raise
 
     folder = Path(os.environ.get(CACHE_FOLDER_VARIABLE) or user_folder() / "data")
-    listings = listings_folder() / job
     return Remote(
         fetch=fetch,
-        listed=lambda prefix: _listed(store, prefix, listings),
+        listed=lambda place: _listed(store, place, prefix),
         cache=FileCache(folder, fetch=fetch, max_bytes=_cache_bytes()),
     )
 
@@ -59,19 +61,27 @@ def _cache_bytes() -> int:
         raise SpecError(f"{CACHE_VARIABLE}={text!r} on this machine is no number of gigabytes") from error
 
 
-def _listed(store: ObjectStore, prefix: str, folder: Path) -> Sequence[RemoteFile]:
-    """What lies below a prefix, listed once by one of the machine's workers: a run that starts again sees what its first start saw."""
+def _listed(store: ObjectStore, place: str, prefix: str) -> Sequence[RemoteFile]:
+    """What lies below a place, listed once for a job: a run that starts again, on any machine, sees what its first start saw.
+
+    One of a machine's workers fetches the list, for all of them.
+    """
+    folder = listings_folder() / prefix.strip("/").replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    bucket, key_prefix = split_address(prefix)
-    path = folder / f"{RemoteFile(prefix, 0, None).copy_name}.json"
+    path = folder / f"{RemoteFile(place, 0, None).copy_name}.json"
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            found = [(f"s3://{bucket}/{key}", size, None, etag) for key, size, etag in store.entries(bucket, key_prefix)]
             unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(found))
+            unfinished.write_bytes(store.first(f"{prefix}listings/{path.name}", lambda: _list(store, place)))
             unfinished.replace(path)
     finally:
         os.close(lock)
     return [RemoteFile(*each) for each in json.loads(path.read_text())]
+
+
+def _list(store: ObjectStore, place: str) -> bytes:
+    bucket, key_prefix = split_address(place)
+    found = [(f"s3://{bucket}/{key}", size, None, etag) for key, size, etag in store.entries(bucket, key_prefix)]
+    return json.dumps(found).encode()

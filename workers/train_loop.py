@@ -92,7 +92,7 @@ class Follower:
         stack.callback(self.state_uploads.close, 0.0)  # after a failure: what is on disk will be uploaded by the next start
         self._restoring = Restoring(order, self.store, self.states, seat, self._group, self.scratch)
         self._stack = stack
-        self._remote: Remote = remote_of(self.store.patient(_READ_PATIENCE_SECONDS, gives_up=self.gives_up, delays=Delays()), order.job)
+        self._remote: Remote = remote_of(self.store.patient(_READ_PATIENCE_SECONDS, gives_up=self.gives_up, delays=Delays()), order.prefix)
         self._saved_step: int | None = None  # of the newest save; the same on all workers
         self._encoder: Path | None = None  # where the one that the spec names was downloaded to
 

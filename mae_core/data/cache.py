@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ Fetch = Callable[[str, int, int], bytes]  # (address, start, length): what is th
 
 _PIECE_BYTES = 8 * 2**20
 _NUM_FETCHERS = 8
+_PAUSE_SECONDS = 0.01
 _TRIES = 3  # for a right checksum
 _NUM_LOCKS = 256
 _ALL = "locks/all"
@@ -107,7 +109,10 @@ class FileCache:
                 return
             part = path.with_suffix(".part")
             try:
-                self._reserve(part, file)
+                while not self._reserve(part, file):  # all that is here is being fetched
+                    if not waits:
+                        return
+                    time.sleep(_PAUSE_SECONDS)
                 for _ in range(_TRIES):
                     found = self._download(file, part)
                     if found is None:
@@ -133,20 +138,23 @@ class FileCache:
                 sha256.update(piece)
                 writing.write(piece)
                 start += len(piece)
+            os.fsync(writing.fileno())  # a copy is never looked at again: after a power cut it must not be a name without its bytes
         if file.sha256 is not None and sha256.hexdigest() != file.sha256:
             return f"{file.address} is damaged: its sha256 is {sha256.hexdigest()}, the index says {file.sha256}"
         return None
 
-    def _reserve(self, part: Path, file: RemoteFile) -> None:
-        """Makes `part` in its full size. Raises DataError where there is no room for it."""
+    def _reserve(self, part: Path, file: RemoteFile) -> bool:
+        """Makes `part` in its full size; False where there is no room just now. Raises DataError where there never will be."""
         if file.bytes > self.max_bytes:
             raise DataError(
                 f"data: {file.address} has {file.bytes} bytes, more than this machine's whole cache ({self.max_bytes}); make that larger"
             )
         with self._lock, self._locked(_ALL, waits=True):
             if file.bytes > self._granted:
-                self._granted = max(file.bytes, self.max_bytes // _GRANT_SHARE)
-                self._make_room(self._granted)
+                wanted = max(file.bytes, self.max_bytes // _GRANT_SHARE)
+                if not self._make_room(wanted):
+                    return False
+                self._granted = wanted
             self._granted -= file.bytes
             part.parent.mkdir(exist_ok=True)
             try:
@@ -157,9 +165,10 @@ class FileCache:
                 raise DataError(
                     f"data: the cache {self._folder} cannot take {file.bytes} bytes ({error.strerror}); give its disk room, or lower that"
                 ) from error
+        return True
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Deletes the copies that were read longest ago, until `num_bytes` more fit."""
+    def _make_room(self, num_bytes: int) -> bool:
+        """Deletes the copies that were read longest ago, until `num_bytes` more fit; whether they do."""
         copies: list[tuple[os.stat_result, Path]] = []
         for folder in os.scandir(self._folder):
             if folder.name != "locks" and folder.is_dir():
@@ -170,11 +179,12 @@ class FileCache:
         total = sum(stat.st_size for stat, _ in copies)
         for stat, path in copies:
             if total + num_bytes <= self.max_bytes:
-                return
+                break
             if path.suffix and self._is_alive(path):
                 continue
             path.unlink(missing_ok=True)
             total -= stat.st_size
+        return total + num_bytes <= self.max_bytes
 
     def _is_alive(self, part: Path) -> bool:
         """Whether somebody is fetching this one."""

@@ -26,7 +26,7 @@ class PackedFiles(Protocol):
     place: str
 
     def open(self, file: PackedFile) -> BinaryIO:
-        """A file, ready to be read here. Raises DataError where it is missing or damaged."""
+        """A file, ready to be read here. Raises DataError where it is missing, has another size, or, from elsewhere, another checksum."""
         ...
 
     def want(self, files: Sequence[PackedFile]) -> None:
@@ -68,7 +68,7 @@ def read_index(content: bytes, place: str) -> PackedIndex:
 
 
 class PackedSource:
-    """Raises DataError where a column is missing or damaged; shards are looked at when they are read."""
+    """Raises DataError where a column cannot be opened; shards when they are read. `data verify` reads checksums on this disk."""
 
     def __init__(self, content: bytes, files: PackedFiles, *, in_chans: int) -> None:
         self._files, self._in_chans = files, in_chans

@@ -61,12 +61,13 @@ def test_secrets_are_made_once(secrets_folder: Path, compose: dict[str, Any]) ->
     assert set(made) == set(compose["secrets"])
     assert {Path(secret["file"]).name for secret in compose["secrets"].values()} == set(made)
     assert secrets_folder.stat().st_mode & 0o777 == 0o700
+    assert made.pop("maestro_previous_secret_key") == ""
     random = {name: text for name, text in made.items() if not name.startswith(("s3_", "maestro_database"))}
     assert len(set(random.values())) == len(random)
     assert all(len(text) >= 48 for text in random.values())
     assert made["postgres_password"] in made["maestro_database_url"]
     subprocess.run([secrets_folder.parent / "make-secrets"], check=True, capture_output=True, timeout=30)
-    assert {path.name: path.read_text() for path in secrets_folder.iterdir()} == made
+    assert {path.name: path.read_text() for path in secrets_folder.iterdir()} == made | {"maestro_previous_secret_key": ""}
 
 
 def test_nothing_secret_is_written_into_the_file(compose: dict[str, Any]) -> None:

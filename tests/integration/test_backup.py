@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -140,3 +141,48 @@ def test_the_copy_of_a_database_in_use_is_whole(tmp_path: Path, seaweedfs: Seawe
     with copy.read() as session:
         assert session.connection().exec_driver_sql("SELECT x FROM t").scalar_one() == 7
     copy.close()
+
+
+def test_a_result_that_comes_during_the_copy_is_whole_or_not_there(
+    tmp_path: Path, seaweedfs: Seaweedfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step of the copy another job commits its result. The folder is nobody else's."""
+    rclone = shutil.which("rclone")
+    if rclone is None:
+        pytest.skip("NO RCLONE: apt-get install rclone")
+    late, calls, program = tmp_path / "late", tmp_path / "calls", tmp_path / "bin" / "rclone"
+    late.mkdir()
+    for name in ("model.safetensors", "manifest.json"):
+        (late / name).write_text(name)
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with sqlite3.connect(tmp_path / "a.db"), fresh_bucket(seaweedfs) as bucket:
+        program.parent.mkdir()
+        commit = f"echo >>{calls}\n{rclone} copy {late} s3:{bucket}/jobs/$(wc -l <{calls})/encoder\n"
+        program.write_text(f'#!/bin/sh\nset -e\n{rclone} "$@"\n{commit}')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        told = Scripts(seaweedfs, None).run("save", f"s3:{bucket}", str(tmp_path / "backup"), database_url=url)
+        assert told.returncode == 0, told.stderr
+    backup = tmp_path / "backup"
+    assert backup.stat().st_mode & 0o077 == 0
+    manifests = list(backup.rglob("manifest.json"))
+    assert manifests, "that of the first one was there when the manifests were looked for"
+    for manifest in manifests:
+        assert (manifest.parent / "model.safetensors").exists(), manifest
+
+
+def test_a_password_is_no_argument(tmp_path: Path, seaweedfs: Seaweedfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pg_dump: what it is called with is for all on the machine to see."""
+    if shutil.which("rclone") is None:
+        pytest.skip("NO RCLONE: apt-get install rclone")
+    program = tmp_path / "bin" / "pg_dump"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\necho "$PGPASSWORD" >{tmp_path}/password\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with fresh_bucket(seaweedfs) as bucket:
+        url = "postgresql://maestro:s%40cret@db.example.com:5433/maestro?sslmode=require"
+        told = Scripts(seaweedfs, None).run("save", f"s3:{bucket}", str(tmp_path / "backup"), database_url=url)
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "password").read_text() == "s@cret\n"
+    assert (tmp_path / "arguments").read_text().split()[-1] == "postgresql://maestro@db.example.com:5433/maestro?sslmode=require"

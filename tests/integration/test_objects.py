@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from botocore.exceptions import ClientError, ConnectionClosedError
+from botocore.exceptions import ClientError, ConnectionClosedError, NoCredentialsError
 from torch import Tensor
 
 from mae_core.config import RUN_SPEC
@@ -24,7 +24,8 @@ from tests.integration.runs import Json, pretrain_spec
 from tests.unit.forked import in_workers
 from tests.unit.saving import PREFIX, Told, saving, work_on
 from workers import objects
-from workers.contract import EventType, StorageRef, WorkOrder
+from workers.causes import explain
+from workers.contract import EventType, Reason, StorageRef, WorkOrder
 from workers.delays import Delays
 from workers.failures import StorageError, WaitEndedError
 from workers.log_uploads import LogUploads
@@ -282,6 +283,26 @@ def test_a_refusal_is_not_repeated(store: ObjectStore, seaweedfs: Seaweedfs) -> 
     other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket="no-such-bucket"), Unwanted())
     with pytest.raises(ClientError, match="NoSuchBucket"):
         other.training_states(PREFIX)
+
+
+def test_without_credentials_nothing_is_repeated(seaweedfs: Seaweedfs, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket=bucket), Unwanted())
+    with pytest.raises(NoCredentialsError) as told:
+        other.training_states(PREFIX)
+    assert explain(told.value, 0).reason is Reason.STORAGE_REFUSED
+
+
+def test_of_two_who_come_first_one_wins(store: ObjectStore) -> None:
+    def other() -> bytes:
+        assert store.first(f"{PREFIX}listing", lambda: b"theirs") == b"theirs"
+        return b"ours, too late"
+
+    assert store.first(f"{PREFIX}listing", other) == b"theirs"
+    assert store.first(f"{PREFIX}listing", lambda: b"later") == b"theirs"
 
 
 def test_parts_of_an_embedding(

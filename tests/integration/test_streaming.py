@@ -62,8 +62,8 @@ def proxy(seaweedfs: Seaweedfs) -> Iterator[ChaosProxy]:
     proxy.close()
 
 
-def reading(bucket: str, *, endpoint: str | None = None, seconds: float = 60, job: str = "job1") -> Remote:
-    return workers_remote.remote_of(ObjectStore(StorageRef(endpoint=endpoint, bucket=bucket)).patient(seconds), job)
+def reading(bucket: str, *, endpoint: str | None = None, seconds: float = 60, prefix: str = "jobs/job1/") -> Remote:
+    return workers_remote.remote_of(ObjectStore(StorageRef(endpoint=endpoint, bucket=bucket)).patient(seconds), prefix)
 
 
 def in_storage(bucket: str, **given: object) -> ImageSource:
@@ -180,8 +180,10 @@ def test_a_shard_that_stays_damaged_or_is_missing_ends_the_run_by_name(seaweedfs
         assert not loader.skipped.known()
 
 
-def test_images_below_a_prefix(seaweedfs: Seaweedfs, folder: Path, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Slower, as is said; listed once by a machine for a job."""
+def test_images_below_a_prefix(
+    seaweedfs: Seaweedfs, folder: Path, bucket: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slower, as is said; listed once for a job, whatever machine it goes on."""
     client = seaweedfs.client()
     for key in listing.find_files(folder, ""):
         client.upload_file(str(folder / key), bucket, f"cells/{key}")
@@ -196,7 +198,9 @@ def test_images_below_a_prefix(seaweedfs: Seaweedfs, folder: Path, bucket: str, 
     assert losses(open_run(spec, world=World(), encoder_folder=None, remote=reading(bucket))) == losses(opened(pretrain_spec(folder)))
     client.upload_file(str(folder / expected.keys[0]), bucket, "cells/cat/new.png")
     assert len(open_source(f"s3://{bucket}/cells", in_chans=3, remote=reading(bucket)).keys) == 40
-    assert len(open_source(f"s3://{bucket}/cells", in_chans=3, remote=reading(bucket, job="job2")).keys) == 41
+    monkeypatch.setattr(workers_remote, "user_folder", lambda: tmp_path / "another machine")
+    assert len(open_source(f"s3://{bucket}/cells", in_chans=3, remote=reading(bucket)).keys) == 40
+    assert len(open_source(f"s3://{bucket}/cells", in_chans=3, remote=reading(bucket, prefix="jobs/job2/")).keys) == 41
     with pytest.raises(DataError, match=r"no images below s3://.*/nothing/ .*, and no index\.json of packed ones"):
         open_source(f"s3://{bucket}/nothing", in_chans=3, remote=reading(bucket))
 

@@ -68,11 +68,13 @@ def test_secrets_come_from_files(environment: pytest.MonkeyPatch, tmp_path: Path
         environment.delenv(f"MAESTRO_{name}")
         (tmp_path / f"maestro_{name.lower()}").write_text(name[0] * 40 + "\n")
     (tmp_path / "maestro_ray_token").write_text("from-a-file")
+    (tmp_path / "maestro_previous_secret_key").write_text("")
     environment.setenv("MAESTRO_SECRETS_DIR", str(tmp_path))
     settings = load_settings()
     assert settings.secret_key.get_secret_value() == "S" * 40
     assert settings.api_token.get_secret_value() == "A" * 40
     assert settings.ray_token.get_secret_value() == "ray", "the environment goes before a file"
+    assert settings.previous_secret_key is None, "an empty file is none: Compose mounts one"
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty", "broken"])
