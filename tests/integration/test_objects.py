@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import boto3
 import numpy as np
 import pytest
 import torch
@@ -290,6 +291,7 @@ def test_without_credentials_nothing_is_repeated(seaweedfs: Seaweedfs, bucket: s
         monkeypatch.delenv(name, raising=False)
     for name, value in {"AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps those that another test has found
     other = ObjectStore(StorageRef(endpoint=seaweedfs.endpoint, bucket=bucket), Unwanted())
     with pytest.raises(NoCredentialsError) as told:
         other.training_states(PREFIX)
