@@ -68,8 +68,8 @@ def demo(home: HomeOption = None) -> None:
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check the service and all that it stands on: each part is ok, warn or fail, with what to do. Exits 1 where one fails.
 
-    Of the settings in the environment (MAESTRO_DATABASE_URL …), on a machine of the service; else of what `maestro up` runs on this
-    machine; else, with MAESTRO_URL and MAESTRO_TOKEN alone, of the service as its users reach it.
+    Of the settings in the environment (MAESTRO_DATABASE_URL …, or MAESTRO_SECRETS_DIR), on a machine of the service; else of what
+    `maestro up` runs on this machine; else, with MAESTRO_URL and MAESTRO_TOKEN alone, of the service as its users reach it.
     """
     from service.doctor import examine, print_report
 
