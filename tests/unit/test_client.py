@@ -132,6 +132,14 @@ def test_a_broken_stream_is_taken_up_after_the_last_event() -> None:
     assert [request.headers.get("last-event-id") for request in server.requests] == [None, "1", "1", "1"]
 
 
+def test_a_quiet_stream_is_heard_of_as_long_as_it_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, *[1000.0] * 99])  # it was quiet for long, and breaks off
+    monkeypatch.setattr("service.client_streams.time", SimpleNamespace(monotonic=lambda: next(times)))
+    answers = iter([Answer(body=b": ping\n\n", headers={"Content-Length": "99"}), Answer(body=sse("event: end\ndata: {}"))])
+    with client_of(lambda _: next(answers)) as (client, _):
+        assert [message.event for message in client.stream("j1")] == ["end"]
+
+
 def test_a_stream_of_an_unknown_job_is_an_error() -> None:
     with (
         client_of(lambda _: answer_json({"detail": "There is no job j1."}, status=404)) as (client, _),
