@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraint
 help:
 	@echo "make demo    install, and train and probe a small encoder on this machine"
 	@echo "make up      install, and start the service on this machine; make down stops it"
-	@echo "make test    install, and run all tests"
+	@echo "make test    install, and run the tests, but for those of the documents"
+	@echo "make test-documents  install, and run every block of code in the documents; real trainings, some of them long"
 	@echo "make compose-test  install what the Dockerfiles install, and run docker-compose.yml without Docker"
 	@echo "make faults  install, and run the whole table of faults, whose outcome it writes to tests/faults/outcome.md"
 	@echo "make chaos   install, and run 1,000 jobs against a stand-in of Ray and 100 on Ray under seeded faults"

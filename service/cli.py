@@ -1,4 +1,4 @@
-"""The command line `maestro`: all its commands, and how their errors are told. `service.user_errors` has the exit codes.
+"""The command line `maestro`: all its commands, and how their errors are told.
 
 A command loads what it needs when it runs: the lists and shows of jobs start in a fraction of a second.
 """

@@ -48,7 +48,7 @@ class Downloads:
         to.parent.mkdir(parents=True, exist_ok=True)
         partial = to.with_name(f".{to.name}.partial")
         for last_try in (False, True):
-            self._http.patiently(lambda: self._bytes(name, partial, num_bytes=num_bytes))
+            self._http.patiently(lambda: self._bytes(name, partial, num_bytes=num_bytes), progress=lambda: _size(partial))
             found = file_sha256(partial)
             if sha256 is None or found == sha256:
                 partial.replace(to)
@@ -59,8 +59,8 @@ class Downloads:
         raise AssertionError
 
     def _bytes(self, name: str, partial: Path, *, num_bytes: int | None) -> None:
-        url = self._http.request("GET", f"{self._path}/{quoted(name)}").headers["location"]
-        have = partial.stat().st_size if partial.exists() else 0
+        url = self._http.request_once("GET", f"{self._path}/{quoted(name)}").headers["location"]
+        have = _size(partial)
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with self._http.stored(url, headers=headers) as response:
             if response.status_code == 416:  # all of it is here already, or it is another file: the checksum tells
@@ -74,6 +74,10 @@ class Downloads:
                     output.write(chunk)
                     have += len(chunk)
                     self._tell(name, have, num_bytes)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def quoted(name: str) -> str:

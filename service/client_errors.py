@@ -34,6 +34,7 @@ class Unreachable(MaestroError):
     """The service does not answer."""
 
     exit_code = UNREACHABLE
+    is_away = True
 
 
 class StorageAway(Unreachable):

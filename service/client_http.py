@@ -15,12 +15,13 @@ from service.client_errors import TOO_MANY, ApiError, Json, MaestroError, NotMae
 
 T = TypeVar("T")
 _STREAM_TIMEOUT = httpx.Timeout(30.0, read=60.0)  # a stream that says nothing for a minute is opened anew
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 2.0
 GONE = 404
 _STORAGE_AWAY = frozenset({500, 502, 503, 504})
 
 
 class Http:
-    """One service, and the object store that it sends to. `patience_seconds` is how long a call waits for one that is away."""
+    """One service, and the object store that it sends to. `patience_seconds` is how long a call asks one that is away again."""
 
     def __init__(self, url: str, token: str, *, patience_seconds: float, timeout_seconds: float, sleep: Callable[[float], None]) -> None:
         self.url = _checked_url(url)
@@ -49,7 +50,7 @@ class Http:
         return self.patiently(lambda: self.check(self._http.request(method, path, **options)))
 
     def request_once(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """What a repeat would do a second time."""
+        """What a repeat would do a second time, or what is repeated as a part of something else."""
         try:
             return self.check(self._http.request(method, path, **options))
         except httpx.TransportError as error:
@@ -89,24 +90,22 @@ class Http:
                 "MAESTRO_S3_PUBLIC_ENDPOINT is to be another"
             ) from error
 
-    def patiently(self, call: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self._patience_seconds
-        pause = 0.2
+    def patiently(self, call: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
+        """`call`, again and again where who is asked is away. progress: how far it has come; who brings it further is not away."""
+        patience = _Patience(self._patience_seconds)
         while True:
-            wait = pause
             try:
                 return call()
             except httpx.TransportError as error:
-                if time.monotonic() + wait > deadline:
+                wait = patience.pause(progress())
+                if wait is None:
                     raise self.unreachable(error) from error
-            except (ApiError, StorageAway) as error:
-                if isinstance(error, ApiError) and error.status == TOO_MANY:
-                    wait = max(wait, error.retry_after_seconds)
-                is_away = isinstance(error, StorageAway) or error.is_away
-                if not is_away or time.monotonic() + wait > deadline:
+            except (ApiError, Unreachable) as error:
+                asked_for = error.retry_after_seconds if isinstance(error, ApiError) and error.status == TOO_MANY else 0.0
+                wait = patience.pause(progress(), at_least=asked_for) if error.is_away else None
+                if wait is None:
                     raise
             self.sleep(wait)
-            pause = min(pause * 2, 2.0)
 
     def check(self, response: httpx.Response) -> httpx.Response:
         if response.status_code >= 400:
@@ -125,6 +124,25 @@ class Http:
 
     def unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(f"no answer from {self.url} ({error}); is the service running there (`maestro up`)?")
+
+
+class _Patience:
+    """With one that is away: from the first of a row of failures on, however long the calls before and between take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: float | None = None
+        self._furthest = 0
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def pause(self, progress: int, *, at_least: float = 0.0) -> float | None:
+        """After a failure: how long to wait before the next try. None: it has been away for too long."""
+        now = time.monotonic()
+        if self._until is None or progress > self._furthest:
+            self._until, self._furthest, self._pause = now + self._seconds, progress, _FIRST_PAUSE_SECONDS
+        wait = max(self._pause, at_least)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+        return wait if now + wait <= self._until else None
 
 
 def _checked_url(url: str) -> str:

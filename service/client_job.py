@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
 
 from mae_core.exports.names import ExportFormat
-from service.client_errors import JobFailed, Json, Unreachable, WaitTimeout
+from service.client_errors import ApiError, JobFailed, Json, Unreachable, WaitTimeout
 from service.client_names import ModelLibrary
 from workers.names import DRIVER, JobStatus
 
@@ -62,15 +62,16 @@ class Job(Json):
         return self._become(self._client.job(self.id))
 
     def wait(self, *, timeout_seconds: float | None = None) -> Self:
-        """Until it has ended. Raises JobFailed unless it has succeeded, WaitTimeout, and Unreachable after minutes without an answer."""
+        """Until it has ended. Raises JobFailed unless it has succeeded, WaitTimeout, and after minutes without the service Unreachable, or
+        the ApiError of a proxy before it."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         heard_at = time.monotonic()
         while True:
             try:
                 self.refresh()
                 heard_at = time.monotonic()
-            except Unreachable:
-                if time.monotonic() - heard_at > AWAY_SECONDS:
+            except (Unreachable, ApiError) as error:
+                if not error.is_away or time.monotonic() - heard_at > AWAY_SECONDS:
                     raise
             if self.status == JobStatus.SUCCEEDED:
                 return self

@@ -32,19 +32,27 @@ def follow(
     on_away: Callable[[Exception], None] | None = None,
 ) -> Iterator[Message]:
     """Messages until an `end`, or for ever. on_away: told each time that the service does not answer."""
-    seen_at = time.monotonic()
+    heard_at = time.monotonic()
+
+    def heard(lines: Iterator[str]) -> Iterator[str]:
+        """Comments too, with which a service that has nothing to tell says that it is there."""
+        nonlocal heard_at
+        for line in lines:
+            heard_at = time.monotonic()
+            yield line
+
     while True:
         headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
         trouble: Exception | None = None
         try:
             with http.stream(path, headers=headers, params=params) as response:
-                for message in parse_stream(response.iter_lines()):
+                for message in parse_stream(heard(response.iter_lines())):
                     after = message.id if message.id is not None else after
                     yield message
-                    seen_at = time.monotonic()
+                    heard_at = time.monotonic()
                     if message.event == "end":
                         return
-            seen_at = time.monotonic()
+            heard_at = time.monotonic()
         except httpx.TransportError as error:
             trouble = error
         except ApiError as error:
@@ -52,7 +60,7 @@ def follow(
                 raise
             trouble = error
         if trouble is not None:
-            if time.monotonic() - seen_at > patience_seconds:
+            if time.monotonic() - heard_at > patience_seconds:
                 raise http.unreachable(trouble) from trouble
             if on_away is not None:
                 on_away(trouble)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from service.console import JsonOption, print_json
 from service.installed import StartError
 
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
@@ -34,10 +35,12 @@ def head(
     num_cpus: CpusOption = None,
     num_gpus: GpusOption = None,
     print_only: PrintOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Start the cluster's head here, which the others join. MAESTRO_RAY_URL of the service is http://ADDRESS:8265 then."""
+    _check_json(as_json, print_only=print_only)
     options = ["--head", f"--port={GCS_PORT}", f"--dashboard-host={address}", f"--dashboard-port={DASHBOARD_PORT}"]
-    _start(address, [*options, *_devices(num_cpus, num_gpus)], settings=_HEALTH_CHECKS, print_only=print_only)
+    _start(address, [*options, *_devices(num_cpus, num_gpus)], settings=_HEALTH_CHECKS, print_only=print_only, as_json=as_json)
 
 
 @app.command()
@@ -47,21 +50,32 @@ def join(
     num_cpus: CpusOption = None,
     num_gpus: GpusOption = None,
     print_only: PrintOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Let this machine join the cluster of a head, until it is interrupted."""
+    _check_json(as_json, print_only=print_only)
     host, port = _head_of(head)
     if not print_only:
         _check_answers(host, port)
     options = [f"--address={host}:{port}", *_devices(num_cpus, num_gpus)]
-    _start(address or _address_towards(host, port), options, settings={}, print_only=print_only)
+    _start(address or _address_towards(host, port), options, settings={}, print_only=print_only, as_json=as_json)
 
 
-def _start(address: str, options: list[str], *, settings: dict[str, str], print_only: bool) -> None:
+def _check_json(as_json: bool, *, print_only: bool) -> None:
+    """What this process becomes prints as it likes."""
+    if as_json and not print_only:
+        raise typer.BadParameter("--json goes with --print")
+
+
+def _start(address: str, options: list[str], *, settings: dict[str, str], print_only: bool, as_json: bool) -> None:
     """This process becomes `ray start`."""
     _check_is_ours(address)
     settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **settings}
     command = ["ray", "start", "--block", f"--node-ip-address={address}", *options, "--disable-usage-stats"]
-    typer.echo(" ".join([*(f"{name}={value}" for name, value in settings.items()), shlex.join(command)]))
+    if as_json:
+        print_json({"environment": settings, "command": command})
+    else:
+        typer.echo(" ".join([*(f"{name}={value}" for name, value in settings.items()), shlex.join(command)]))
     if print_only:
         return
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):

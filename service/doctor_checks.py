@@ -164,22 +164,24 @@ def _disk(name: str, place: Path) -> Check:
     return Check(name, status, f"{size(free)} free in {place}", "delete old jobs (`maestro delete`), or move it to a larger disk")
 
 
-def versions(*, here: bool) -> list[Check]:
-    """Of Python and the libraries. here: the service runs on this machine, which needs them all."""
+def versions(*, is_local: bool) -> list[Check]:
+    """Of Python and the libraries. is_local: `maestro up` trains on this machine; else it may be the service's or a user's alone."""
     found = {name: _installed(name) for name in ("maestro-mae", "torch", "ray", "timm")}
     shown = ", ".join(f"{name} {number}" for name, number in found.items() if number is not None)
     checks = [Check("versions", "ok", f"Python {'.'.join(map(str, sys.version_info[:3]))}, {shown}")]
-    needed = {"torch", "ray"} if here else set[str]()
-    checks += [
-        Check(name, "fail" if name in needed else "warn", "not installed here", remedy)
-        for name, remedy in (
-            ("torch", "install maestro-mae with all its dependencies: pip install maestro-mae"),
-            ("ray", "install maestro-mae with all its dependencies: pip install maestro-mae"),
-            ("timm", "only where encoders are loaded with it: pip install timm"),
-        )
-        if found[name] is None and (name in needed or name == "timm")
-    ]
+    checks += [_no_worker(name, is_local=is_local) for name in ("torch", "ray") if found[name] is None]
+    if found["timm"] is None:
+        checks.append(Check("timm", "warn", "not installed here", "only where encoders are loaded with it: pip install timm"))
     return checks
+
+
+def _no_worker(name: str, *, is_local: bool) -> Check:
+    """What a library means that only workers need: the image of the service, for one, is without."""
+    if is_local:
+        return Check(name, "fail", "not installed here, where `maestro up` trains", "pip install 'maestro-mae[local]'")
+    if _gpus_here():
+        return Check(name, "warn", "not installed on this machine with GPUs", "where it is to train: pip install 'maestro-mae[workers]'")
+    return Check(name, "ok", "not installed here; only machines that train need it")
 
 
 def _installed(name: str) -> str | None:

@@ -17,13 +17,20 @@ def up(
     home: HomeOption = None,
     port: Annotated[int | None, typer.Option(help="Port of the API; else 8470, or any free one.", min=1, max=65535)] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running; `maestro down` stops it.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Start everything on this machine: object store, Ray, API and dispatcher."""
+    if as_json and not detach:
+        raise typer.BadParameter("--json goes with --detach")
     from service.up import run_until_stopped, start_detached
 
     place = _home(home)
     if detach:
         run = start_detached(place, port=port)
+        if as_json:
+            addresses = {"url": run.url, "dashboard": f"{run.url}/", "s3_endpoint": run.s3_endpoint, "ray_url": run.ray_url}
+            print_json(addresses | {"home": str(place.path)})
+            return
         _tell_where(place, url=run.url, s3_endpoint=run.s3_endpoint, ray_url=run.ray_url)
         typer.echo("stop it with `maestro down`" + (f" --home {place.path}" if home else ""))
         return
@@ -51,11 +58,15 @@ def _tell_where(home: "Home", *, url: str, s3_endpoint: str, ray_url: str) -> No
     typer.echo(f"logs       {home.path / 'logs'}")
 
 
-def down(home: HomeOption = None) -> None:
+def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Stop what `maestro up` started."""
     from service.up import stop_detached
 
-    typer.echo(stop_detached(_home(home)))
+    done = stop_detached(_home(home))
+    if as_json:
+        print_json(done._asdict())
+    else:
+        typer.echo(done.detail)
 
 
 def demo(home: HomeOption = None) -> None:
@@ -68,8 +79,8 @@ def demo(home: HomeOption = None) -> None:
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check the service and all that it stands on: each part is ok, warn or fail, with what to do. Exits 1 where one fails.
 
-    Of the settings in the environment (MAESTRO_DATABASE_URL …), on a machine of the service; else of what `maestro up` runs on this
-    machine; else, with MAESTRO_URL and MAESTRO_TOKEN alone, of the service as its users reach it.
+    Of the settings in the environment (MAESTRO_DATABASE_URL …, or MAESTRO_SECRETS_DIR), on a machine of the service; else of what
+    `maestro up` runs on this machine; else, with MAESTRO_URL and MAESTRO_TOKEN alone, of the service as its users reach it.
     """
     from service.doctor import examine, print_report
 

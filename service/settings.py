@@ -119,9 +119,13 @@ class Settings(BaseSettings):
         return self
 
 
+class WrongSettings(Exception):
+    """Its text says what is wrong, and the remedy. Values are never shown."""
+
+
 def explain(error: ValidationError) -> str:
-    """One line for each setting that is missing or wrong: its variable, what is wrong, the remedy. Values are never shown."""
-    lines = ["The service cannot start; these settings are missing or wrong:"]
+    """One line for each setting that is missing or wrong: its variable, what is wrong, the remedy."""
+    lines = ["these settings are missing or wrong:"]
     for item in error.errors():
         field = str(item["loc"][0]) if item["loc"] else ""
         what = "is not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
@@ -130,18 +134,24 @@ def explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def load_settings() -> Settings:
-    """The settings of the environment; exits 2 with one clear message where they do not do."""
+def read_settings() -> Settings:
+    """The settings of the environment. Raises WrongSettings."""
     folder = os.environ.get(SECRETS_VARIABLE) or None
     if folder is not None and not Path(folder).is_dir():
-        sys.stderr.write(f"The service cannot start: {SECRETS_VARIABLE} names {folder}, which is no folder. Mount the secrets there.\n")
-        raise SystemExit(2)
+        raise WrongSettings(f"{SECRETS_VARIABLE} names {folder}, which is no folder. Mount the secrets there.")
     try:
         return Settings(_secrets_dir=folder)
     except ValidationError as error:
-        sys.stderr.write(explain(error) + "\n")
-        raise SystemExit(2) from None
+        raise WrongSettings(explain(error)) from None
     except SettingsError as error:
         why = error.__cause__ or error
-        sys.stderr.write(f"The service cannot start: a file of {folder} cannot be read ({why}). Let the service's user read it.\n")
+        raise WrongSettings(f"a file of {folder} cannot be read ({why}). Let the service's user read it.") from None
+
+
+def load_settings() -> Settings:
+    """The settings of the environment; exits 2 with one clear message where they do not do."""
+    try:
+        return read_settings()
+    except WrongSettings as error:
+        sys.stderr.write(f"The service cannot start: {error}\n")
         raise SystemExit(2) from None

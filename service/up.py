@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httpx
 
@@ -264,12 +264,21 @@ def start_detached(home: Home, *, port: int | None, timeout_seconds: float = 180
         raise
 
 
-def stop_detached(home: Home, *, timeout_seconds: float = 60) -> str:
-    """`maestro down`: stop what runs in this home, or what a crash left of it. Answers what was done."""
+class Down(NamedTuple):
+    """What `maestro down` did: whether there was anything to stop, and in words."""
+
+    stopped: bool
+    detail: str
+
+
+def stop_detached(home: Home, *, timeout_seconds: float = 60) -> Down:
+    """`maestro down`: stop what runs in this home, or what a crash left of it."""
     run = home.read_run()
     if not home.is_locked():
         num_left = clear_leftovers(home, say=lambda _: None)
-        return f"cleared away {num_left} process(es) that a killed `maestro up` had left" if num_left else f"nothing is up in {home.path}"
+        if not num_left:
+            return Down(False, f"nothing is up in {home.path}")
+        return Down(True, f"cleared away {num_left} process(es) that a killed `maestro up` had left")
     if run is None or not run.is_alive():
         raise HomeError(f"maestro is just starting or stopping in {home.path}; try again in a moment")
     os.kill(run.pid, signal.SIGTERM)
@@ -279,9 +288,9 @@ def stop_detached(home: Home, *, timeout_seconds: float = 60) -> str:
             os.kill(run.pid, signal.SIGKILL)
             time.sleep(0.5)
             clear_leftovers(home, say=lambda _: None)
-            return f"killed (it did not stop within {timeout_seconds:g} s)"
+            return Down(True, f"killed (it did not stop within {timeout_seconds:g} s)")
         time.sleep(0.1)
-    return "stopped"
+    return Down(True, "stopped")
 
 
 def clear_leftovers(home: Home, *, say: Say) -> int:

@@ -16,6 +16,7 @@ from mae_core.config import RUN_SPEC, with_absolute_paths
 from mae_core.series import SERIES
 from service.errors import all_problems
 from service.settings import Settings
+from service.user_errors import EXIT_CODES
 from tests.blocks import CHECKED, PAGES, PROJECT, RUN, SHOWN, Block, blocks_of
 from workers.contract import Condition, EventType, JobStatus, Reason
 
@@ -55,7 +56,10 @@ def test_each_has_its_heading(page: str, names: list[str]) -> None:
     assert set(names) <= set(headings(FOLDER / page))
 
 
-@pytest.mark.parametrize(("page", "names"), [("reasons.md", [*JobStatus, *Condition]), ("figures.md", list(SERIES))])
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("reasons.md", [*JobStatus, *Condition]), ("figures.md", list(SERIES)), ("command-line.md", list(map(str, EXIT_CODES)))],
+)
 def test_each_has_its_row(page: str, names: list[str]) -> None:
     rows = re.findall(r"^\| `([^`]+)` \|", (FOLDER / page).read_text(), re.MULTILINE)
     assert set(names) <= set(rows)

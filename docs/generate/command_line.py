@@ -7,13 +7,17 @@ import typer
 from docs.generate import markdown
 from docs.generate.markdown import code, docstring, prose, sentence, table
 from service import cli
+from service.user_errors import EXIT_CODES
 
 
 def page() -> str:
     command = typer.main.get_command(cli.app)
-    return markdown.page(
-        "Command line", docstring(cli), "`maestro COMMAND --help` says the same as this page.", *_sections(command, "maestro")
-    )
+    introduction = [docstring(cli), "`maestro COMMAND --help` says the same as this page."]
+    return markdown.page("Command line", *introduction, "## Exit codes", _exit_codes(), *_sections(command, "maestro"))
+
+
+def _exit_codes() -> str:
+    return table(["code", "meaning"], [(code(number), sentence(meaning)) for number, meaning in EXIT_CODES.items()])
 
 
 def _sections(command: Any, path: str) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,6 +15,7 @@ from mae_core.exports.formats import ExportOutcome
 from mae_core.options import ModelConfig
 from service.client import ApiError, DownloadError, MaestroClient, Message, Unreachable
 from service.client_downloads import safe_path
+from service.client_errors import StorageAway
 from service.client_streams import parse_stream
 from tests.unit.scripted_server import Answer, Request, ScriptedServer, scripted_server
 from workers.stored import EncoderManifest, FileEntry
@@ -128,6 +130,14 @@ def test_a_broken_stream_is_taken_up_after_the_last_event() -> None:
         messages = list(client.stream("j1"))
     assert [(message.event, message.id) for message in messages] == [("event", 1), ("progress", None), ("event", 2), ("end", None)]
     assert [request.headers.get("last-event-id") for request in server.requests] == [None, "1", "1", "1"]
+
+
+def test_a_quiet_stream_is_heard_of_as_long_as_it_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, *[1000.0] * 99])  # it was quiet for long, and breaks off
+    monkeypatch.setattr("service.client_streams.time", SimpleNamespace(monotonic=lambda: next(times)))
+    answers = iter([Answer(body=b": ping\n\n", headers={"Content-Length": "99"}), Answer(body=sse("event: end\ndata: {}"))])
+    with client_of(lambda _: next(answers)) as (client, _):
+        assert [message.event for message in client.stream("j1")] == ["end"]
 
 
 def test_a_stream_of_an_unknown_job_is_an_error() -> None:
@@ -295,6 +305,61 @@ def test_patience_ends() -> None:
     with client_of(lambda _: Answer(status=503), patience_seconds=0.0) as (client, server), pytest.raises(ApiError):
         client.job("j1")
     assert len(server.requests) == 1
+
+
+class Clock:
+    """The client's: it goes on where a test says so, and in pauses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("service.client_http.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def go_on(self, seconds: float) -> None:
+        self.now += seconds
+
+    def slowly(self, answer: Callable[[Request], Answer], *, seconds: float) -> Callable[[Request], Answer]:
+        """Each answer takes so long."""
+
+        def slow(request: Request) -> Answer:
+            self.go_on(seconds)
+            return answer(request)
+
+        return slow
+
+    @contextmanager
+    def client_of(self, answer: Callable[[Request], Answer]) -> Iterator[tuple[MaestroClient, ScriptedServer]]:
+        with scripted_server(answer) as server, MaestroClient(server.url, TOKEN, patience_seconds=15.0, sleep=self.go_on) as client:
+            yield client, server
+
+
+def test_patience_begins_with_the_first_failure_not_with_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    answers = iter([Answer(status=0), answer_json({"id": "j1"})])
+    with clock.client_of(clock.slowly(lambda _: next(answers), seconds=30)) as (client, _):
+        assert client.job("j1") == {"id": "j1"}
+    with clock.client_of(clock.slowly(lambda _: Answer(status=0), seconds=30)) as (client, server), pytest.raises(Unreachable):
+        client.job("j1")
+    assert len(server.requests) == 2
+    started_at = clock.now
+    with clock.client_of(lambda _: Answer(status=503)) as (client, _), pytest.raises(ApiError):
+        client.job("j1")
+    assert 10 < clock.now - started_at <= 15
+
+
+def test_a_long_download_goes_on_as_long_as_bytes_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = Clock(monkeypatch)
+    with clock.client_of(clock.slowly(storage(cuts=iter([3000, 3000, 3000, None])), seconds=20)) as (client, _):
+        client.download("j1", "model", tmp_path / "model", sha256=SHA256)
+    with clock.client_of(clock.slowly(storage(cuts=iter([3000, *[0] * 9])), seconds=5)) as (client, server), pytest.raises(StorageAway):
+        client.download("j1", "other", tmp_path / "other", sha256=SHA256)
+    assert len([request for request in server.requests if request.path == "/store"]) == 3, "the first, and two that brought nothing"
+
+
+def test_a_service_that_is_away_during_a_download_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = Clock(monkeypatch)
+    with clock.client_of(lambda _: Answer(status=0)) as (client, _), pytest.raises(Unreachable, match="is the service running there"):
+        client.download("j1", "model", tmp_path / "model")
+    assert clock.now <= 15
 
 
 class Printing:

@@ -52,13 +52,20 @@ def test_waiting_for_a_job() -> None:
         client.job("j1").wait(timeout_seconds=0)
 
 
-def test_a_service_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([answer_json(JOB), *[Answer(status=0)] * 3, answer_json(JOB | {"status": "succeeded"})])
+@pytest.mark.parametrize(("status", "error"), [(0, Unreachable), (502, ApiError), (503, ApiError), (504, ApiError)])
+def test_a_service_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch, status: int, error: type[MaestroError]) -> None:
+    answers = iter([answer_json(JOB), *[Answer(status)] * 3, answer_json(JOB | {"status": "succeeded"})])
     with client_of(lambda _: next(answers), patience_seconds=0.0) as (client, _):
         assert client.job("j1").wait().status == JobStatus.SUCCEEDED
-    answers = iter([answer_json(JOB), Answer(status=0)])
+    answers = iter([answer_json(JOB), Answer(status)])
     monkeypatch.setattr("service.client_job.AWAY_SECONDS", -1.0)
-    with client_of(lambda _: next(answers), patience_seconds=0.0) as (client, _), pytest.raises(Unreachable):
+    with client_of(lambda _: next(answers), patience_seconds=0.0) as (client, _), pytest.raises(error):
+        client.job("j1").wait()
+
+
+def test_a_job_that_may_not_be_seen_is_not_waited_for() -> None:
+    answers = iter([answer_json(JOB), Answer(401)])
+    with client_of(lambda _: next(answers)) as (client, _), pytest.raises(ApiError):
         client.job("j1").wait()
 
 

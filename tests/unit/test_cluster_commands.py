@@ -1,5 +1,6 @@
 """`maestro cluster head | join`: what is shown, what is run, and what is refused before Ray is asked."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -57,6 +58,19 @@ def test_print_only_shows(started: Started) -> None:
     done = runner.invoke(app, ["cluster", "join", "127.0.0.1", "--num-gpus", "4", "--print"])
     assert (done.exit_code, started) == (0, [])
     assert "ray start --block --node-ip-address=127.0.0.1 --address=127.0.0.1:6379 --num-gpus=4" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["join", "127.0.0.1"], ["head", "--address", "127.0.0.1"]])
+def test_the_command_as_json_is_only_shown(started: Started, arguments: list[str]) -> None:
+    done = runner.invoke(app, ["cluster", *arguments, "--print", "--json"])
+    told = json.loads(done.stdout)
+    assert (told["command"][:4], told["environment"]["RAY_AUTH_MODE"]) == (
+        ["ray", "start", "--block", "--node-ip-address=127.0.0.1"],
+        "token",
+    )
+    assert TOKEN not in done.output
+    done = runner.invoke(app, ["cluster", *arguments, "--json"])
+    assert (done.exit_code, "--json goes with --print" in done.stderr, started) == (2, True, [])
 
 
 @pytest.mark.parametrize(

@@ -184,13 +184,24 @@ def test_ray_and_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ray-secret" not in str(away)
 
 
-def test_disks_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, status in ((2e10, "ok"), (5e9, "warn"), (1e6, "fail")):
         monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda place, free=free: type("Usage", (), {"free": free}))
         assert {check.status for check in disks(tmp_path)} == {status}
-    monkeypatch.setattr(doctor_checks, "_installed", lambda name: None if name in ("timm", "ray") else "1.0")
-    assert {check.name: check.status for check in versions(here=True)} == {"versions": "ok", "ray": "fail", "timm": "warn"}
-    assert {check.name: check.status for check in versions(here=False)} == {"versions": "ok", "timm": "warn"}
+
+
+@pytest.mark.parametrize(
+    ("is_local", "gpus", "status", "remedy"),
+    [(True, [], "fail", "'maestro-mae[local]'"), (False, [], "ok", ""), (False, ["H100"], "warn", "'maestro-mae[workers]'")],
+)
+def test_what_trains_is_needed_only_where_this_machine_trains(
+    monkeypatch: pytest.MonkeyPatch, is_local: bool, gpus: list[str], status: str, remedy: str
+) -> None:
+    monkeypatch.setattr(doctor_checks, "_gpus_here", lambda: gpus)
+    monkeypatch.setattr(doctor_checks, "_installed", lambda name: "1.0" if name == "maestro-mae" else None)
+    checks = {check.name: check for check in versions(is_local=is_local)}
+    assert {name: check.status for name, check in checks.items()} == {"versions": "ok", "torch": status, "ray": status, "timm": "warn"}
+    assert all(checks[name].remedy.endswith(remedy) for name in ("torch", "ray"))
 
 
 def doctor(*arguments: str) -> tuple[int, str, str]:
@@ -200,7 +211,7 @@ def doctor(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("MAESTRO_URL", "MAESTRO_TOKEN", "MAESTRO_DATABASE_URL"):
+    for name in ("MAESTRO_URL", "MAESTRO_TOKEN", "MAESTRO_DATABASE_URL", "MAESTRO_SECRETS_DIR"):
         monkeypatch.delenv(name, raising=False)
     code, out, _err = doctor("--home", str(tmp_path))
     assert code == 1
@@ -220,3 +231,20 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert code == 1
     assert "MAESTRO_S3_BUCKET" in out
     assert "pass-secret" not in out
+
+
+def test_a_service_whose_secrets_are_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: Service) -> None:
+    monkeypatch.delenv("MAESTRO_DATABASE_URL", raising=False)
+    monkeypatch.setenv("MAESTRO_HOME", str(tmp_path))
+    monkeypatch.setenv("MAESTRO_SECRETS_DIR", str(tmp_path / "none"))
+    assert "which is no folder" in doctor()[1]
+    monkeypatch.setenv("MAESTRO_SECRETS_DIR", str(tmp_path))
+    assert "MAESTRO_DATABASE_URL: is not set" in doctor()[1]
+    secrets = {"secret_key": "s" * 32, "api_token": "t" * 20, "ray_token": "r"}
+    for name, value in (secrets | {"database_url": service.settings.database_url.get_secret_value()}).items():
+        (tmp_path / f"maestro_{name}").write_text(value)
+    for name, value in {"SERVICE_URL": "http://127.0.0.1:1", "RAY_URL": "http://127.0.0.1:1", "S3_BUCKET": "bucket"}.items():
+        monkeypatch.setenv(f"MAESTRO_{name}", value)
+    monkeypatch.setenv("MAESTRO_S3_ENDPOINT", "http://127.0.0.1:1")
+    found = {check["name"]: check["status"] for check in json.loads(doctor("--json")[1])["checks"]}
+    assert (found["database"], found["API"], found["Ray"]) == ("ok", "fail", "fail")

@@ -1,8 +1,13 @@
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from service import up
+from service.cli import app
+from service.home import Run
 from service.processes import Child
 from service.up import Keeper, restart_pause
 
@@ -66,3 +71,33 @@ def test_pauses_begin_anew_after_a_stable_minute(part: FakePart) -> None:
 
 def test_pauses_are_bounded() -> None:
     assert [restart_pause(number) for number in (0, 1, 2, 6, 50)] == [0.0, 1.0, 2.0, 30.0, 30.0]
+
+
+def maestro(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, list(arguments))
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_up_and_down_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(
+        run="r",
+        pid=1,
+        started_at=0.0,
+        url="http://127.0.0.1:8470",
+        s3_endpoint="http://127.0.0.1:1",
+        ray_url="http://127.0.0.1:2",
+        ray_temp_dir="",
+        s3_ports=[],
+    )
+    monkeypatch.setattr(up, "start_detached", lambda home, *, port: run)
+    assert json.loads(maestro("up", "--detach", "--json", "--home", str(tmp_path))[1]) == {
+        "url": "http://127.0.0.1:8470",
+        "dashboard": "http://127.0.0.1:8470/",
+        "s3_endpoint": "http://127.0.0.1:1",
+        "ray_url": "http://127.0.0.1:2",
+        "home": str(tmp_path),
+    }
+    code, out, err = maestro("up", "--json", "--home", str(tmp_path))
+    assert (code, out, "--json goes with --detach" in err) == (2, "", True)
+    told = {"stopped": False, "detail": f"nothing is up in {tmp_path}"}
+    assert json.loads(maestro("down", "--json", "--home", str(tmp_path))[1]) == told
