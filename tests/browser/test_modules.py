@@ -106,6 +106,23 @@ def test_a_list_that_changes_while_it_is_read(modules: Any) -> None:
     assert modules("joblist", script) == [[9, 8, 7, 6, 5], None, [10, 9, 7, 6, 5], None, [40, 39, 38], "38"]
 
 
+def test_jobs_are_sorted_by_figures_that_are_not_finite(modules: Any) -> None:
+    script = """(() => {
+      const list = new m.JobList();
+      const losses = [0.9, "NaN", 0.1, "Infinity", null, 5];
+      const jobs = losses.map((loss, place) => ({ id: String(place), name: ["10", "9", "NaN", "b", "a", "B"][place], progress: { loss } }));
+      list.refresh({ jobs, next_cursor: null });
+      const sorted = (column, isDescending) => list.sorted({ column, isDescending });
+      const shown = [false, true].map((isDescending) => sorted("loss", isDescending).map((job) => job.progress.loss));
+      return [...shown, sorted("name", false).map((job) => job.name)];
+    })()"""
+    up, down, names = modules("joblist", script)
+    assert up[:4] == [0.1, 0.9, 5, "Infinity"]
+    assert down[:4] == ["Infinity", 5, 0.9, 0.1]
+    assert [set(up[4:]), set(down[4:])] == [{"NaN", None}] * 2
+    assert names == ["10", "9", "a", "b", "B", "NaN"]
+
+
 def test_lines_that_arrive_in_pieces(modules: Any) -> None:
     script = """(() => {
       const store = new m.LineStore(10);
