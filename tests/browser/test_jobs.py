@@ -11,11 +11,13 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from sqlalchemy import delete, select
 
 from benchmarks import first_paint
+from service import events
+from service.db import utc_now
 from service.models import EventRow, JobLabelRow, JobRow, JobWordRow
 from tests import many_jobs
 from tests.browser.conftest import Live, Troubles
 from tests.browser.scenes import PRETRAIN, PROBE
-from workers.contract import JobStatus, Reason
+from workers.contract import EventType, JobStatus, Reason
 
 RANDOM = {"encoder": {"init": "random"}, "model": PRETRAIN["model"]}
 
@@ -190,6 +192,24 @@ def test_all_are_loaded_while_a_page_is_on_its_way(six_hundred: list[str], page:
     assert page.evaluate("1 + 1") == 2
     route.continue_()
     expect(page.get_by_role("button", name="Load all")).to_be_hidden()
+
+
+def test_more_news_than_one_round_looks_at_are_not_lost(six_hundred: list[str], page: Page, live: Live) -> None:
+    looked: set[str] = set()
+    page.on("request", lambda request: looked.add(request.url.split("/")[-1]))
+    expect(page.locator("tr.job").nth(5)).to_be_visible()
+    page.get_by_role("button", name="Loss").click()
+    page.get_by_role("button", name="Load all").click()
+    expect(page.get_by_role("button", name="Load all")).to_be_hidden()
+    told = set(six_hundred[300:350])
+    with live.scenes.database.write() as session:
+        for job_id in told:
+            events.append(session, job_id, EventType.IMAGES_SKIPPED, {"count": 1}, at=utc_now(), attempt=1)
+    for _ in range(20):
+        page.wait_for_timeout(1000)
+        if told <= looked:
+            break
+    assert told <= looked
 
 
 def test_first_paint(chromium: Browser, live: Live) -> None:

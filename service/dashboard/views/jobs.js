@@ -172,19 +172,23 @@ class JobsView {
       this.list.update(data.jobs);
       for (const job of data.jobs) seen.add(job.id);
     }
-    const dirty = [...this.dirty].filter((id) => this.list.byId.has(id) && !seen.has(id)).slice(0, MAX_DIRTY);
-    this.dirty.clear();
-    await Promise.all(dirty.map((id) => this.refreshOne(id)));
+    for (const id of this.dirty) if (!this.list.byId.has(id) || seen.has(id)) this.dirty.delete(id);
+    await Promise.all([...this.dirty].slice(0, MAX_DIRTY).map((id) => this.refreshOne(id)));
   }
 
+  /** What could not be looked up is left for the next round. */
   async refreshOne(id) {
+    this.dirty.delete(id);
     try {
       const job = await call(`/jobs/${id}`, { signal: this.signal });
       const fits = this.filter.status.length === 0 || this.filter.status.includes(job.status);
       if (fits) this.list.update([job]);
       else this.list.remove(id);
     } catch (error) {
-      if (error.status !== 404) throw error;
+      if (error.status !== 404) {
+        this.dirty.add(id);
+        throw error;
+      }
       this.list.remove(id);
     }
   }
