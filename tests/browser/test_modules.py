@@ -80,6 +80,18 @@ def test_a_run_is_outside_of_its_reference_when_it_stays_there(modules: Any) -> 
     assert found["nan"] == {"side": "above", "since": 59.5}
 
 
+def test_the_band_of_a_few_points_follows_them(modules: Any) -> None:
+    """Of the published curve there are twelve."""
+    band, curve = modules("reference", "[m.bandOf(m.PUBLISHED[0].curve()), m.PUBLISHED[0].curve()]")
+    known = [(x, y) for x, y in zip(curve["xs"], curve["ys"], strict=True) if y is not None]
+    assert list(zip(band["xs"], band["centre"], strict=True)) == known
+    assert all(low < y < high for (_, y), low, high in zip(known, band["low"], band["high"], strict=True))
+    faithful = "m.PUBLISHED[0].curve()"
+    assert modules("reference", f"m.departure(m.bandOf({faithful}), {faithful})") is None
+    astray = "{ ...m.PUBLISHED[0].curve(), ys: m.PUBLISHED[0].curve().ys.map((y) => y && y * 1.3) }"
+    assert modules("reference", f"m.departure(m.bandOf({faithful}), {astray})") == {"side": "above", "since": 1}
+
+
 def test_a_stream_in_pieces_is_read_as_it_was_sent(modules: Any) -> None:
     text = 'id: 7\nevent: event\ndata: {"a":\ndata: 1}\n\n: keep alive\n\nevent: end\r\ndata: x\r\n\r\n'
     script = "(() => { const parser = new m.EventParser(); return given[0].flatMap((part) => parser.push(part)); })()"
