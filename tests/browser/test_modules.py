@@ -92,6 +92,55 @@ def test_the_band_of_a_few_points_follows_them(modules: Any) -> None:
     assert modules("reference", f"m.departure(m.bandOf({faithful}), {astray})") == {"side": "above", "since": 1}
 
 
+def test_a_stream_rests_while_nobody_looks_and_goes_on_where_it_was(modules: Any) -> None:
+    """Each is one of the six connections that a browser has to a host, for all tabs."""
+    script = """(async () => {
+      const asked = [];
+      const heard = [];
+      const ours = window.fetch;
+      const show = (isShown) => {
+        Object.defineProperty(document, "hidden", { get: () => !isShown, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+      };
+      const until = async (isSo) => {
+        for (let turn = 0; turn < 100 && !isSo(); turn += 1) await new Promise((resolve) => setTimeout(resolve, 50));
+      };
+      window.fetch = async (address, { headers, signal }) => {
+        const call = { last: headers["Last-Event-ID"] ?? null, isOpen: true };
+        asked.push(call);
+        if (asked.length === 1) return new Response("{}", { status: 429 });
+        const body = new ReadableStream({
+          start(controller) {
+            controller.enqueue(new TextEncoder().encode(`id: ${asked.length}\nevent: event\ndata: {}\n\n`));
+            signal.addEventListener("abort", () => { call.isOpen = false; controller.error(signal.reason); });
+          },
+        });
+        return new Response(body);
+      };
+      const view = new AbortController();
+      const found = [];
+      try {
+        const ended = m.follow("/events", { signal: view.signal, told: ({ id }) => id && heard.push(id) });
+        await until(() => heard.length === 1);
+        show(false);
+        await until(() => !asked[1].isOpen);
+        await new Promise((resolve) => setTimeout(resolve, 1500));
+        found.push(asked.map(({ isOpen }) => isOpen), [...heard]);
+        show(true);
+        await until(() => heard.length === 2);
+        found.push(asked.map(({ last }) => last), [...heard]);
+        view.abort();
+        await ended;
+        found.push(asked[2].isOpen);
+      } finally {
+        window.fetch = ours;
+        delete document.hidden;
+      }
+      return found;
+    })()"""
+    assert modules("stream", f"await {script}") == [[True, False], ["2"], [None, None, "2"], ["2", "3"], False]
+
+
 def test_a_stream_in_pieces_is_read_as_it_was_sent(modules: Any) -> None:
     text = 'id: 7\nevent: event\ndata: {"a":\ndata: 1}\n\n: keep alive\n\nevent: end\r\ndata: x\r\n\r\n'
     script = "(() => { const parser = new m.EventParser(); return given[0].flatMap((part) => parser.push(part)); })()"
