@@ -184,6 +184,17 @@ def test_jobs_are_sorted_by_figures_that_are_not_finite(modules: Any) -> None:
     assert names == ["10", "9", "a", "b", "B", "NaN"]
 
 
+def test_changes_of_status_and_attempts_outlast_a_flood_of_events(modules: Any) -> None:
+    script = """(() => {
+      const events = [];
+      const flood = Array(8).fill("images_skipped");
+      const told = ["status_changed", "attempt_created", ...flood, "attempt_ended", ...Array(4).fill("evaluated")];
+      for (const [id, type] of told.entries()) m.keep(events, { id, type }, 6);
+      return events.map(({ id }) => id);
+    })()"""
+    assert modules("views/timeline", script) == [0, 1, 10, 12, 13, 14]
+
+
 def test_lines_that_arrive_in_pieces(modules: Any) -> None:
     script = """(() => {
       const store = new m.LineStore(10);
