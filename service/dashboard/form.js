@@ -115,7 +115,7 @@ export class SpecForm {
   hint(spec) {
     for (const [path, { field, input }] of this.inputs) {
       const value = pick(spec, path);
-      if (value === undefined || value === null || ["choices", "labels"].includes(field.type)) continue;
+      if (value === undefined || value === null || ["choices", "labels"].includes(field.type) || input.value !== "") continue;
       if (input.tagName === "SELECT") input.options[0].textContent = `${value}, by the recipe`;
       else input.placeholder = write(field, value);
     }

@@ -67,14 +67,19 @@ const VALUES = {
   status: (job) => job.status,
   kind: (job) => job.kind,
   progress: (job) => share(job),
-  loss: (job) => job.progress?.loss,
-  speed: (job) => job.progress?.images_per_second,
-  eta: (job) => (job.finished_at ? null : job.progress?.eta_seconds),
+  loss: (job) => figure(job.progress?.loss),
+  speed: (job) => figure(job.progress?.images_per_second),
+  eta: (job) => (job.finished_at ? null : figure(job.progress?.eta_seconds)),
   created: (job) => job.created_at,
 };
 
+/** JSON has no number that is not finite: these come as strings. */
+function figure(value) {
+  return typeof value === "string" ? Number(value) : value;
+}
+
 function compare(a, b, sign) {
-  const isNone = (value) => value === null || value === undefined || (Number.isNaN(Number(value)) && typeof value !== "string");
+  const isNone = (value) => value === null || value === undefined || Number.isNaN(value);
   if (isNone(a) || isNone(b)) return isNone(a) - isNone(b);
   return a < b ? -sign : a > b ? sign : 0;
 }

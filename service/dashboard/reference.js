@@ -1,7 +1,8 @@
 // Reference curves: what a run's loss is held against, and when it has left the band.
 //
-// The band round a reference, at each epoch: its smoothed loss (the median of 25 points) plus and minus the larger of a tenth of it and six
-// times the median distance of its raw points from that. A run is outside where its own smoothed loss is, or a loss that is not finite.
+// The band round a reference, at each epoch: its smoothed loss (the median of 25 points, or of a fifth of all where they are few) plus and minus
+// the larger of a tenth of it and six times the median distance of its raw points from that. A run is outside where its own smoothed loss
+// is, or a loss that is not finite.
 
 import { median, smooth, valueAt } from "./series.js";
 

@@ -3,6 +3,7 @@
 const NOT_FINITE = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 const GAP_FACTOR = 12; // steps this many times the usual distance apart are not joined
 const WINDOW = 25; // values that a smoothed one is made of
+const WINDOW_SHARE = 0.2; // of all values at most: of few, the median of 25 would be one flat line
 
 /** {xs, ys, odd}: ys has null where a value is not finite; odd lists these, as {x, value}. `toX` makes a place of a step. */
 export function curveOf({ steps, values }, toX = (step) => step) {
@@ -38,8 +39,8 @@ export function withGaps(curve) {
 }
 
 /** Each value as the median of those round it: spikes do not move it. Holes stay holes. */
-export function smooth(ys, window = WINDOW) {
-  const half = Math.floor(window / 2);
+export function smooth(ys, window = Math.min(WINDOW, ys.length * WINDOW_SHARE)) {
+  const half = Math.max(Math.floor((window - 1) / 2), 0);
   return ys.map((y, place) =>
     y === null ? null : median(ys.slice(Math.max(0, place - half), place + half + 1).filter((value) => value !== null)),
   );

@@ -1,8 +1,9 @@
 """What a page may meet: markup in names, a flood of lines, a form that is wrong, a service that goes away."""
 
+import json
 import re
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Live, Troubles
 from tests.browser.scenes import PRETRAIN
@@ -79,6 +80,72 @@ def test_a_form_shows_each_error_at_its_field(page: Page, live: Live, troubles: 
     expect(page.get_by_role("alert")).to_contain_text("JSON")
     text.fill('{"kind": "pretrain", "name": "x", "wrong": 1}')
     expect(page.get_by_role("alert")).to_contain_text("wrong")
+
+
+def test_what_is_pasted_stays_when_another_kind_is_chosen(page: Page, troubles: Troubles) -> None:
+    troubles.expect("status of 422")
+    page.goto("/#/submit")
+    page.get_by_role("button", name="As JSON").click()
+    text = page.get_by_label("Spec as JSON")
+    text.fill('{"kind": "probe", "name": "pasted", "data": {"source": "digits"}, "encoder": {"job": "x"}}')
+    page.get_by_role("button", name="finetune").click()
+    expect(text).to_have_value(re.compile('"name": "pasted"'))
+    assert json.loads(text.input_value()) == {
+        "kind": "finetune",
+        "name": "pasted",
+        "data": {"source": "digits"},
+        "encoder": {"job": "x"},
+    }
+
+
+def test_another_spec_is_sent_with_another_key(page: Page, troubles: Troubles) -> None:
+    """Each is held back, as where no answer came: the same again must not be a second job, another one must not be the first."""
+    troubles.expect("status of 400", "ERR_FAILED")
+    keys: list[str] = []
+
+    def hold(route: Route) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        route.fulfill(status=400, json={"title": "Held back"})
+
+    page.route(re.compile(r"/v1/jobs(\?|$)"), lambda route: hold(route) if route.request.method == "POST" else route.continue_())
+    page.route(re.compile("/v1/estimates"), lambda route: route.abort())
+    page.goto("/#/submit")
+    page.get_by_role("button", name="As JSON").click()
+    text = page.get_by_label("Spec as JSON")
+    submit = page.get_by_role("button", name="Submit", exact=True)
+
+    def send() -> None:
+        before = len(keys)
+        submit.click()
+        expect(page.get_by_role("alert")).to_contain_text("Not submitted")
+        expect(submit).to_be_enabled()
+        assert len(keys) == before + 1
+
+    text.fill('{"kind": "pretrain", "name": "one"}')
+    send()
+    send()
+    text.fill('{"kind": "pretrain", "name": "two"}')
+    send()
+    page.get_by_label("Project").fill("cells")
+    send()
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_the_usual_choice_is_not_told_to_be_what_was_chosen(page: Page) -> None:
+    page.goto("/#/submit")
+    page.get_by_label("Arch").fill("vit_tiny_patch2")
+    page.get_by_label("Image size").fill("8")
+    page.get_by_label("In chans").fill("1")
+    page.get_by_label("Source").first.fill("digits")
+    page.get_by_role("complementary", name="Estimate").get_by_text("Parameters").wait_for()
+    page.get_by_text("Masking", exact=True).click()
+    strategy = page.get_by_label("Strategy").first
+    expect(strategy.locator("option").first).to_have_text("random, by the recipe")
+    with page.expect_response(re.compile("/v1/estimates")):
+        strategy.select_option("block")
+    page.wait_for_timeout(300)
+    expect(strategy.locator("option").first).to_have_text("random, by the recipe")
 
 
 def test_the_service_is_away_and_comes_back_while_one_watches(page: Page, live: Live, troubles: Troubles) -> None:

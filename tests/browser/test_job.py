@@ -115,6 +115,30 @@ def test_a_log_is_followed_process_by_process(page: Page, live: Live) -> None:
     expect(log).not_to_contain_text("first line")
 
 
+def test_a_log_goes_on_with_the_next_attempt(page: Page, live: Live) -> None:
+    job_id = started(live, "prints again")
+    live.scenes.log(job_id, "the first attempt speaks\n")
+    page.goto(f"/#/jobs/{job_id}/logs")
+    log = page.get_by_role("region", name="Log", exact=True)
+    expect(log).to_contain_text("the first attempt speaks")
+    begin_again(live, job_id, 2)
+    live.scenes.log(job_id, "the second attempt speaks\n", number=2)
+    expect(log).to_contain_text("the second attempt speaks")
+    expect(page.get_by_label("Attempt")).to_have_value("2")
+    page.get_by_label("Attempt").select_option("1")
+    expect(log).to_contain_text("the first attempt speaks")
+    begin_again(live, job_id, 3)
+    expect(page.get_by_label("Attempt").locator("option")).to_have_count(3)
+    expect(page.get_by_label("Attempt")).to_have_value("1")
+    expect(log).to_contain_text("the first attempt speaks")
+
+
+def begin_again(live: Live, job_id: str, number: int) -> None:
+    live.scenes.end_attempt(job_id, number - 1, ago=0, reason=Reason.WORKER_DIED)
+    live.scenes.move(job_id, JobStatus.RECOVERING, ago=0)
+    live.scenes.attempt(job_id, number, ago=0)
+
+
 def test_results_are_taken_away_by_a_command(page: Page, live: Live) -> None:
     job_id = started(live, "has a result", export={"formats": ["hf", "onnx"]})
     live.scenes.train(job_id, num_steps=100)

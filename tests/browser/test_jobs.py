@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
-from sqlalchemy import delete
+from playwright.sync_api import Browser, Locator, Page, Route, expect
+from sqlalchemy import delete, select
 
 from benchmarks import first_paint
+from service import events
+from service.db import utc_now
 from service.models import EventRow, JobLabelRow, JobRow, JobWordRow
 from tests import many_jobs
 from tests.browser.conftest import Live, Troubles
 from tests.browser.scenes import PRETRAIN, PROBE
-from workers.contract import JobStatus, Reason
+from workers.contract import EventType, JobStatus, Reason
 
 RANDOM = {"encoder": {"init": "random"}, "model": PRETRAIN["model"]}
 
@@ -107,15 +111,32 @@ def test_the_list_is_walked_by_keyboard(page: Page, live: Live) -> None:
 def ten_thousand(live: Live) -> Iterator[int]:
     """Before `page`, which is closed before they go: it would ask for jobs that are no more."""
     number = 10_000
+    with filled(live, number):
+        yield number
+
+
+@pytest.fixture
+def six_hundred(live: Live) -> Iterator[list[str]]:
+    """The ids of a few pages of jobs that have ended, newest first. Before `page`, too."""
+    with filled(live, 600) as made:
+        yield [job["id"] for job in reversed(made)]
+
+
+@contextmanager
+def filled(live: Live, number: int) -> Iterator[list[dict[str, Any]]]:
     made = many_jobs.fill(live.scenes.database, number)
-    yield number
+    yield made
     with live.scenes.database.write() as session:
         upto = made[-1]["created_at"] + timedelta(seconds=1)
         ours = JobRow.created_at <= upto
         session.execute(delete(JobWordRow).where(JobWordRow.created_at <= upto))
         session.execute(delete(JobLabelRow).where(JobLabelRow.created_at <= upto))
-        session.execute(delete(EventRow).where(EventRow.at <= upto))
+        session.execute(delete(EventRow).where(EventRow.job_id.in_(select(JobRow.id).where(ours))))
         session.execute(delete(JobRow).where(ours))
+
+
+def to_the_end(page: Page) -> None:
+    page.get_by_role("region", name="List of jobs").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
 
 
 def test_ten_thousand_jobs_are_a_few_rows_at_a_time(ten_thousand: int, page: Page) -> None:
@@ -130,9 +151,65 @@ def test_ten_thousand_jobs_are_a_few_rows_at_a_time(ten_thousand: int, page: Pag
     expect(page.get_by_role("button", name="Load all")).to_be_hidden(timeout=60_000)
     loaded = int(page.get_by_role("table", name="Jobs").get_attribute("aria-rowcount") or 0)
     assert 1000 < loaded < ten_thousand
-    page.get_by_role("region", name="List of jobs").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
+    to_the_end(page)
     expect(page.locator(f'tr.job[aria-rowindex="{loaded}"]')).to_be_visible()
     assert page.locator("tr.job").count() < 60
+
+
+def test_a_page_that_does_not_come_is_asked_for_once(six_hundred: list[str], page: Page, live: Live, troubles: Troubles) -> None:
+    troubles.expect("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "cursor=" in request.url else None)
+    expect(page.locator("tr.job").nth(5)).to_be_visible()
+    page.get_by_role("button", name="Loss").click()
+    expect(page.get_by_role("button", name="Load all")).to_be_visible()
+    live.stage.api.stop()
+    try:
+        expect(page.get_by_text("The service does not answer. Trying again…")).to_be_visible()
+        to_the_end(page)
+        page.wait_for_timeout(3000)
+        assert len(asked) == 1
+        page.get_by_role("button", name="Load all").click()
+        expect(page.get_by_role("button", name="Load all")).to_be_enabled()
+    finally:
+        live.stage.start_api()
+    expect(page.get_by_text("The service does not answer. Trying again…")).to_be_hidden(timeout=60_000)
+    to_the_end(page)
+    expect(page.get_by_role("status").filter(has_text=re.compile(r"[3-9]\d\d jobs"))).to_be_visible()
+    assert len(asked) < 8
+
+
+def test_all_are_loaded_while_a_page_is_on_its_way(six_hundred: list[str], page: Page) -> None:
+    held: list[Route] = []
+    page.route(re.compile("cursor="), lambda route: held.append(route), times=1)
+    expect(page.locator("tr.job").nth(5)).to_be_visible()
+    page.get_by_role("button", name="Loss").click()
+    expect(page.get_by_role("button", name="Load all")).to_be_visible()
+    to_the_end(page)
+    page.wait_for_timeout(500)
+    (route,) = held
+    page.get_by_role("button", name="Load all").click()
+    assert page.evaluate("1 + 1") == 2
+    route.continue_()
+    expect(page.get_by_role("button", name="Load all")).to_be_hidden()
+
+
+def test_more_news_than_one_round_looks_at_are_not_lost(six_hundred: list[str], page: Page, live: Live) -> None:
+    looked: set[str] = set()
+    page.on("request", lambda request: looked.add(request.url.split("/")[-1]))
+    expect(page.locator("tr.job").nth(5)).to_be_visible()
+    page.get_by_role("button", name="Loss").click()
+    page.get_by_role("button", name="Load all").click()
+    expect(page.get_by_role("button", name="Load all")).to_be_hidden()
+    told = set(six_hundred[300:350])
+    with live.scenes.database.write() as session:
+        for job_id in told:
+            events.append(session, job_id, EventType.IMAGES_SKIPPED, {"count": 1}, at=utc_now(), attempt=1)
+    for _ in range(20):
+        page.wait_for_timeout(1000)
+        if told <= looked:
+            break
+    assert told <= looked
 
 
 def test_first_paint(chromium: Browser, live: Live) -> None:

@@ -80,6 +80,67 @@ def test_a_run_is_outside_of_its_reference_when_it_stays_there(modules: Any) -> 
     assert found["nan"] == {"side": "above", "since": 59.5}
 
 
+def test_the_band_of_a_few_points_follows_them(modules: Any) -> None:
+    """Of the published curve there are twelve."""
+    band, curve = modules("reference", "[m.bandOf(m.PUBLISHED[0].curve()), m.PUBLISHED[0].curve()]")
+    known = [(x, y) for x, y in zip(curve["xs"], curve["ys"], strict=True) if y is not None]
+    assert list(zip(band["xs"], band["centre"], strict=True)) == known
+    assert all(low < y < high for (_, y), low, high in zip(known, band["low"], band["high"], strict=True))
+    faithful = "m.PUBLISHED[0].curve()"
+    assert modules("reference", f"m.departure(m.bandOf({faithful}), {faithful})") is None
+    astray = "{ ...m.PUBLISHED[0].curve(), ys: m.PUBLISHED[0].curve().ys.map((y) => y && y * 1.3) }"
+    assert modules("reference", f"m.departure(m.bandOf({faithful}), {astray})") == {"side": "above", "since": 1}
+
+
+def test_a_stream_rests_while_nobody_looks_and_goes_on_where_it_was(modules: Any) -> None:
+    """Each is one of the six connections that a browser has to a host, for all tabs."""
+    script = """(async () => {
+      const asked = [];
+      const heard = [];
+      const ours = window.fetch;
+      const show = (isShown) => {
+        Object.defineProperty(document, "hidden", { get: () => !isShown, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+      };
+      const until = async (isSo) => {
+        for (let turn = 0; turn < 100 && !isSo(); turn += 1) await new Promise((resolve) => setTimeout(resolve, 50));
+      };
+      window.fetch = async (address, { headers, signal }) => {
+        const call = { last: headers["Last-Event-ID"] ?? null, isOpen: true };
+        asked.push(call);
+        if (asked.length === 1) return new Response("{}", { status: 429 });
+        const body = new ReadableStream({
+          start(controller) {
+            controller.enqueue(new TextEncoder().encode(`id: ${asked.length}\nevent: event\ndata: {}\n\n`));
+            signal.addEventListener("abort", () => { call.isOpen = false; controller.error(signal.reason); });
+          },
+        });
+        return new Response(body);
+      };
+      const view = new AbortController();
+      const found = [];
+      try {
+        const ended = m.follow("/events", { signal: view.signal, told: ({ id }) => id && heard.push(id) });
+        await until(() => heard.length === 1);
+        show(false);
+        await until(() => !asked[1].isOpen);
+        await new Promise((resolve) => setTimeout(resolve, 1500));
+        found.push(asked.map(({ isOpen }) => isOpen), [...heard]);
+        show(true);
+        await until(() => heard.length === 2);
+        found.push(asked.map(({ last }) => last), [...heard]);
+        view.abort();
+        await ended;
+        found.push(asked[2].isOpen);
+      } finally {
+        window.fetch = ours;
+        delete document.hidden;
+      }
+      return found;
+    })()"""
+    assert modules("stream", f"await {script}") == [[True, False], ["2"], [None, None, "2"], ["2", "3"], False]
+
+
 def test_a_stream_in_pieces_is_read_as_it_was_sent(modules: Any) -> None:
     text = 'id: 7\nevent: event\ndata: {"a":\ndata: 1}\n\n: keep alive\n\nevent: end\r\ndata: x\r\n\r\n'
     script = "(() => { const parser = new m.EventParser(); return given[0].flatMap((part) => parser.push(part)); })()"
@@ -104,6 +165,34 @@ def test_a_list_that_changes_while_it_is_read(modules: Any) -> None:
       return found;
     })()"""
     assert modules("joblist", script) == [[9, 8, 7, 6, 5], None, [10, 9, 7, 6, 5], None, [40, 39, 38], "38"]
+
+
+def test_jobs_are_sorted_by_figures_that_are_not_finite(modules: Any) -> None:
+    script = """(() => {
+      const list = new m.JobList();
+      const losses = [0.9, "NaN", 0.1, "Infinity", null, 5];
+      const jobs = losses.map((loss, place) => ({ id: String(place), name: ["10", "9", "NaN", "b", "a", "B"][place], progress: { loss } }));
+      list.refresh({ jobs, next_cursor: null });
+      const sorted = (column, isDescending) => list.sorted({ column, isDescending });
+      const shown = [false, true].map((isDescending) => sorted("loss", isDescending).map((job) => job.progress.loss));
+      return [...shown, sorted("name", false).map((job) => job.name)];
+    })()"""
+    up, down, names = modules("joblist", script)
+    assert up[:4] == [0.1, 0.9, 5, "Infinity"]
+    assert down[:4] == ["Infinity", 5, 0.9, 0.1]
+    assert [set(up[4:]), set(down[4:])] == [{"NaN", None}] * 2
+    assert names == ["10", "9", "a", "b", "B", "NaN"]
+
+
+def test_changes_of_status_and_attempts_outlast_a_flood_of_events(modules: Any) -> None:
+    script = """(() => {
+      const events = [];
+      const flood = Array(8).fill("images_skipped");
+      const told = ["status_changed", "attempt_created", ...flood, "attempt_ended", ...Array(4).fill("evaluated")];
+      for (const [id, type] of told.entries()) m.keep(events, { id, type }, 6);
+      return events.map(({ id }) => id);
+    })()"""
+    assert modules("views/timeline", script) == [0, 1, 10, 12, 13, 14]
 
 
 def test_lines_that_arrive_in_pieces(modules: Any) -> None:

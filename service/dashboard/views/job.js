@@ -12,6 +12,7 @@ import { follow } from "../stream.js";
 import { actions } from "./actions.js";
 import { banners } from "./banners.js";
 import { copyButton } from "./copy.js";
+import { keep } from "./timeline.js";
 
 const POLL_SECONDS = 2;
 const REST_SECONDS = 20; // of a job that has ended
@@ -86,8 +87,7 @@ class JobView {
 
   tell(message) {
     if (message.event === "event") {
-      this.events.push(JSON.parse(message.data));
-      if (this.events.length > MAX_EVENTS) this.events.shift();
+      keep(this.events, JSON.parse(message.data), MAX_EVENTS);
       this.isStale = true;
       this.soon();
     } else if (message.event === "progress" && this.job) {

@@ -34,6 +34,8 @@ class JobsView {
     this.first = new Watched();
     this.active = new Watched();
     this.dirty = new Set();
+    this.loading = null; // the page that is on its way
+    this.isHeld = false; // a page did not come: none is asked for until the service has answered a poll
     this.filter = {};
     this.sort = SORT;
     this.marks = new Marks(signal);
@@ -157,6 +159,7 @@ class JobsView {
     this.trouble = "";
     if (isNew || this.list.cursor === undefined) this.list.refresh(data);
     await this.refreshOthers(new Set(data.jobs.map((job) => job.id)));
+    this.isHeld = false;
     if (round === this.round) this.draw();
     if ((await this.marks.look([...this.list.byId.values()])) && round === this.round) this.draw();
   }
@@ -169,34 +172,45 @@ class JobsView {
       this.list.update(data.jobs);
       for (const job of data.jobs) seen.add(job.id);
     }
-    const dirty = [...this.dirty].filter((id) => this.list.byId.has(id) && !seen.has(id)).slice(0, MAX_DIRTY);
-    this.dirty.clear();
-    await Promise.all(dirty.map((id) => this.refreshOne(id)));
+    for (const id of this.dirty) if (!this.list.byId.has(id) || seen.has(id)) this.dirty.delete(id);
+    await Promise.all([...this.dirty].slice(0, MAX_DIRTY).map((id) => this.refreshOne(id)));
   }
 
+  /** What could not be looked up is left for the next round. */
   async refreshOne(id) {
+    this.dirty.delete(id);
     try {
       const job = await call(`/jobs/${id}`, { signal: this.signal });
       const fits = this.filter.status.length === 0 || this.filter.status.includes(job.status);
       if (fits) this.list.update([job]);
       else this.list.remove(id);
     } catch (error) {
-      if (error.status !== 404) throw error;
+      if (error.status !== 404) {
+        this.dirty.add(id);
+        throw error;
+      }
       this.list.remove(id);
     }
   }
 
+  /** One page at a time: who wants more meanwhile waits for it. */
   async more() {
-    if (!this.list.cursor || this.isLoading) return;
-    this.isLoading = true;
+    if (!this.list.cursor || this.isHeld) return;
+    this.loading ??= this.loadPage();
+    await this.loading;
+  }
+
+  async loadPage() {
     const round = this.round;
     try {
       const page = await call("/jobs", { query: this.query({ cursor: this.list.cursor, limit: 200 }), signal: this.signal });
       if (round === this.round) this.list.append(page);
     } catch (error) {
-      if (!this.signal.aborted) this.fail(error);
+      if (this.signal.aborted || round !== this.round) return;
+      this.isHeld = true;
+      this.fail(error);
     } finally {
-      this.isLoading = false;
+      this.loading = null;
     }
     if (round === this.round && !this.signal.aborted) this.draw();
   }
@@ -204,7 +218,7 @@ class JobsView {
   async loadAll() {
     const round = this.round;
     this.allButton.disabled = true;
-    while (this.list.cursor && round === this.round && !this.signal.aborted && !this.trouble) await this.more();
+    while (this.list.cursor && round === this.round && !this.signal.aborted && !this.isHeld) await this.more();
     this.allButton.disabled = false;
   }
 

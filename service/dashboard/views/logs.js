@@ -23,6 +23,7 @@ class LogView {
     Object.assign(this, { context, signal });
     const query = context.route.query;
     this.attempt = Number(query.get("attempt")) || context.job.attempt || 0;
+    this.isNewest = this.attempt === context.job.attempt; // and goes on to the next one; who has chosen an older one stays there
     this.worker = query.get("worker") ?? "driver";
     this.store = new LineStore();
     this.list = new LineList({ label: "Log", followed: (isAtEnd) => this.follow.setAttribute("aria-pressed", String(isAtEnd)) });
@@ -84,6 +85,7 @@ class LogView {
 
   choose(attempt, worker) {
     this.attempt = attempt;
+    this.isNewest = attempt === this.context.job.attempt;
     this.worker = worker;
     amend(["jobs", this.context.id, "logs"], { attempt, worker });
     this.restart({ tail: TAIL });
@@ -92,7 +94,8 @@ class LogView {
 
   tellAttempts() {
     const { attempt } = this.context.job;
-    if (!this.attempt) this.attempt = attempt;
+    const isFollowed = this.attempt === 0 || (this.isNewest && this.list.isAtEnd);
+    if (attempt > this.attempt && isFollowed) this.choose(attempt, this.worker);
     const key = `${attempt} ${this.attempt}`;
     if (key === this.attemptsKey) return;
     this.attemptsKey = key;

@@ -50,9 +50,15 @@ class SubmitView {
       spellcheck: "false",
       "aria-label": "Spec as JSON",
       hidden: true,
-      on: { input: () => this.foretellSoon() },
+      on: { input: () => this.changed() },
     });
-    this.project = h("input", { class: "input", id: "project", placeholder: "the token's own", autocomplete: "off" });
+    this.project = h("input", {
+      class: "input",
+      id: "project",
+      placeholder: "the token's own",
+      autocomplete: "off",
+      on: { input: () => this.changed() },
+    });
     this.trouble = h("div", { role: "alert" });
     this.button = h("button", { class: "button main", type: "submit" }, "Submit");
     this.foretellSoon = calm(() => this.foretell(), ESTIMATE_SECONDS, signal);
@@ -84,8 +90,10 @@ class SubmitView {
     this.foretell();
   }
 
+  /** Another kind; what is written stays, in a text also what no field is for. */
   choose(kind) {
-    const before = this.form?.spec() ?? {};
+    const before = this.isText ? this.parse() : (this.form?.spec() ?? {});
+    if (before === null) return;
     this.kind = kind;
     for (const button of this.choices) button.setAttribute("aria-pressed", String(button.textContent === kind));
     const { schema, text } = this.kinds.find((found) => found.kind === kind);
@@ -93,7 +101,7 @@ class SubmitView {
     this.form = new SpecForm(fieldsOf(schema, this.openapi), () => this.changed());
     this.form.fill(before);
     replace(this.place, this.form.element);
-    if (this.isText) this.text.value = JSON.stringify(this.spec(), null, 2);
+    if (this.isText) this.text.value = JSON.stringify({ ...before, kind }, null, 2);
     this.changed();
   }
 

@@ -21,6 +21,7 @@ const TOLD = {
   pause_requested: "warn",
   resume_requested: "live",
 };
+const LASTING = new Set(["status_changed", "attempt_created", "attempt_ended"]); // without these the time has no beginning
 const MAX_MARKS = 300;
 
 export class Timeline {
@@ -111,6 +112,14 @@ function bar(at, { from, to }, title, look, text) {
     },
     width > 9 ? text : "",
   );
+}
+
+/** Adds an event; of more than `limit` the oldest goes that is neither of a status nor of an attempt. */
+export function keep(events, event, limit) {
+  events.push(event);
+  if (events.length <= limit) return;
+  const oldest = events.findIndex(({ type }) => !LASTING.has(type));
+  if (oldest !== -1) events.splice(oldest, 1);
 }
 
 /** {status, from, to}, one after the other. */
