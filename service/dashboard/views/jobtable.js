@@ -86,6 +86,7 @@ export class JobTable {
   }
 
   click(column) {
+    if (!this.state) return; // before the first page
     const { sort } = this.state;
     this.sort({ column, isDescending: sort.column === column ? !sort.isDescending : column === "created" || column === "progress" });
   }
