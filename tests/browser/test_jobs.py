@@ -189,7 +189,7 @@ def test_all_are_loaded_while_a_page_is_on_its_way(six_hundred: list[str], page:
     page.wait_for_timeout(500)
     (route,) = held
     page.get_by_role("button", name="Load all").click()
-    assert page.evaluate("1 + 1") == 2
+    assert page.evaluate("1 + 1") == 2, "the tab answers"
     route.continue_()
     expect(page.get_by_role("button", name="Load all")).to_be_hidden()
 
